@@ -1,0 +1,168 @@
+"""Weights on disk: a safetensors file whose metadata carries a JSON header.
+
+One file holds everything that is needed to use or to continue a model: tensors, and under the
+metadata key ``ciper`` whatever the writer put into the header (configuration, step, metrics). A
+checksum over the tensors makes a flipped bit an error instead of a wrong answer. Nothing in such a
+file is ever executed, unlike a pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ciper.errors import CheckpointError, OutputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_HEADER_KEY = "ciper"
+_CHECKSUM_KEY = "crc32"
+_SHIPPED = Path(__file__).parent / "weights"
+_FILE_NAME = "model.safetensors"
+
+
+def save_checkpoint(
+    path: str | Path, state: Mapping[str, Tensor], header: Mapping[str, Any]
+) -> None:
+    """Write tensors and a header; a reader sees the old file or the new one, nothing between.
+
+    Args:
+        path: The file; its folder is made if absent.
+        state: Tensors by name, on any device; views of one storage are written one by one.
+        header: Anything that JSON can hold.
+
+    Raises:
+        CheckpointError: The header is not JSON.
+        OutputError: The file cannot be written, for example because the disk is full.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    try:
+        text = json.dumps(dict(header))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: the header must be plain JSON values: {error}.") from error
+    tensors = _on_cpu(state)
+    metadata = {"format": "pt", _HEADER_KEY: text, _CHECKSUM_KEY: _checksum(tensors)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _atomic(path) as unfinished:
+            save_file(tensors, unfinished, metadata=metadata)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"{path}: cannot be written ({error}); free some space or name another place."
+        ) from error
+
+
+def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_checkpoint` wrote: tensors on the CPU, and the header.
+
+    Raises:
+        CheckpointError: The file is missing, is not a checkpoint of CIPER, is cut short, or its
+            tensors do not match their checksum.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; name a .safetensors checkpoint.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: is not a complete safetensors file ({error}); fetch or write it again."
+        ) from error
+    header = _parse_header(path, metadata)
+    if metadata.get(_CHECKSUM_KEY) != _checksum(tensors):
+        raise CheckpointError(
+            f"{path}: the tensors do not match their checksum; fetch or write it again."
+        )
+    return tensors, header
+
+
+def find_weights(name_or_path: str | Path) -> Path:
+    """The file of weights that come with the package (``ground``) or that lie at a path.
+
+    Raises:
+        CheckpointError: There is neither; the message lists the names that would do.
+    """
+    shipped = _SHIPPED / name_or_path / _FILE_NAME
+    for candidate in (shipped, Path(name_or_path)):
+        if candidate.is_file():
+            return candidate
+    names = sorted(found.parent.name for found in _SHIPPED.glob(f"*/{_FILE_NAME}"))
+    raise CheckpointError(
+        f"{name_or_path}: neither a file nor shipped weights; name a .safetensors file or one of: "
+        f"{', '.join(names) or 'none are shipped'}."
+    )
+
+
+def sha256_file(path: str | Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal; it names weights and checks galleries."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _parse_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    if _HEADER_KEY not in metadata:
+        raise CheckpointError(
+            f"{path}: has no header under {_HEADER_KEY!r}, so it is not a checkpoint of CIPER; "
+            "foreign weights must be converted first."
+        )
+    try:
+        header = json.loads(metadata[_HEADER_KEY])
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: its header is not JSON ({error}).") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: its header is {header!r}; expected an object.")
+    return header
+
+
+def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors that share no memory, as safetensors asks for."""
+    tensors: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu().contiguous()
+        if tensor.untyped_storage().data_ptr() in storages:
+            tensor = tensor.clone()
+        storages.add(tensor.untyped_storage().data_ptr())
+        tensors[name] = tensor
+    return tensors
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32 over names and bytes, in order of the names: a guard against accidents, not malice."""
+    import torch
+
+    value = 0
+    for name in sorted(tensors):
+        value = zlib.crc32(name.encode(), value)
+        # A flat view as bytes works for every dtype, also those that numpy does not have.
+        flat = tensors[name].contiguous().reshape(-1)
+        if flat.numel():
+            value = zlib.crc32(flat.view(torch.uint8).numpy().data, value)
+    return f"{value:08x}"
+
+
+@contextmanager
+def _atomic(path: Path) -> Iterator[Path]:
+    """Offer a neighbour of the path to write to; put it in place, or remove it after an error."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield unfinished
+        with unfinished.open("rb+") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
