@@ -1,0 +1,1 @@
+"""Photos, poses and samples: everything between a file and a tensor."""

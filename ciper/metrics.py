@@ -1,0 +1,451 @@
+"""The figures of a report: pure functions on arrays, as ``docs/metrics.md`` defines them.
+
+Fractions lie in [0, 1], metres and degrees are absolute unless a name says signed. An answer that
+is missing or not a number never helps: its rank is the worst, its errors are infinite, it lies in
+no region and within no threshold. Poses are rows (x east m, y north m, heading deg) in one
+true-north local frame.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ciper.geo import forward, heading_error_deg, right
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+# The rank of a query whose place is not in the gallery: no k reaches it.
+NO_REFERENCE = np.iinfo(np.int64).max
+
+CORRECT_WITHIN_M = 5.0
+NUM_CALIBRATION_BINS = 15
+
+
+# --- retrieval ------------------------------------------------------------------------------------
+
+
+def ranks_from_similarity(
+    similarity: ArrayLike, true_index: ArrayLike, *, excluded: Sequence[Ints] | None = None
+) -> Ints:
+    """Rank of the true reference: how many others are *not* less similar than it.
+
+    Ties and NaN count against the answer, so constant similarities rank last, not first.
+
+    Args:
+        similarity: (Q, R), larger is more similar.
+        true_index: (Q,) column of the true reference; negative if the gallery does not hold it.
+        excluded: For each query the references that do not compete (its semi-positives).
+
+    Returns:
+        (Q,) ranks from 0 to R - 1, or `NO_REFERENCE`.
+    """
+    similarity = np.asarray(similarity)
+    true = _check_index(true_index, num_queries=len(similarity), num_references=similarity.shape[1])
+    threshold = similarity[np.arange(len(true)), true]
+    is_against = ~(similarity < threshold[:, None])
+    is_against[np.arange(len(true)), true] = False
+    if excluded is not None:
+        rows, columns = _pairs(excluded)
+        is_against[rows, columns] = False
+    return np.where(true < 0, NO_REFERENCE, is_against.sum(axis=1, dtype=np.int64))
+
+
+def ranks(
+    queries: ArrayLike,
+    references: ArrayLike,
+    true_index: ArrayLike,
+    *,
+    excluded: Sequence[Ints] | None = None,
+    block_size: int = 16_384,
+) -> Ints:
+    """`ranks_from_similarity` of inner products, without the Q x R matrix.
+
+    Products are summed in float64, and what lies within the rounding error of such a sum is a tie:
+    the order in which a matrix product adds up must not decide between equal descriptors.
+
+    Args:
+        queries: (Q, D) descriptors.
+        references: (R, D) descriptors, or (R, L, D) for L location descriptors per reference, of
+            which the most similar one counts.
+        true_index: (Q,) as in `ranks_from_similarity`.
+        excluded: As in `ranks_from_similarity`.
+        block_size: How many descriptors are compared at once; bounds the memory.
+
+    Returns:
+        (Q,) ranks from 0 to R - 1, or `NO_REFERENCE`.
+    """
+    queries, references = np.asarray(queries), np.asarray(references)
+    if references.ndim == 2:
+        references = references[:, None, :]
+    true = _check_index(true_index, num_queries=len(queries), num_references=len(references))
+    counts = np.empty(len(queries), dtype=np.int64)
+    for rows in _blocks(len(queries), 512):
+        counts[rows] = _ranks_of_block(
+            queries[rows].astype(np.float64),
+            references,
+            true[rows],
+            excluded=None if excluded is None else excluded[rows],
+            step=max(1, block_size // references.shape[1]),
+        )
+    return np.where(true < 0, NO_REFERENCE, counts)
+
+
+def _ranks_of_block(
+    queries: Floats, references: NDArray[Any], true: Ints, *, excluded: Any, step: int
+) -> Ints:
+    rounding = 4.0 * queries.shape[1] * np.finfo(np.float64).eps
+    query_norm = np.linalg.norm(queries, axis=1)
+    own = references[true].astype(np.float64)
+    # Overflow and NaN are answers here (they count against), not accidents.
+    with np.errstate(invalid="ignore", over="ignore"):
+        own_similarity = np.einsum("qd,qld->ql", queries, own).max(axis=1)
+        own_norm = np.linalg.norm(own, axis=2).max(axis=1)
+    pairs = None if excluded is None else _pairs(excluded)
+    counts = np.zeros(len(queries), dtype=np.int64)
+    for columns in _blocks(len(references), step):
+        block = references[columns].astype(np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            similarity = (queries @ block.reshape(-1, block.shape[2]).T).reshape(
+                len(queries), block.shape[0], block.shape[1]
+            )
+            norm = np.linalg.norm(block, axis=2).max(axis=1)
+            margin = rounding * query_norm[:, None] * (own_norm[:, None] + norm)
+            is_against = ~(similarity.max(axis=2) < own_similarity[:, None] - margin)
+        is_own = (true >= columns.start) & (true < columns.stop)
+        is_against[is_own, true[is_own] - columns.start] = False
+        if pairs is not None:
+            is_here = (pairs[1] >= columns.start) & (pairs[1] < columns.stop)
+            is_against[pairs[0][is_here], pairs[1][is_here] - columns.start] = False
+        counts += is_against.sum(axis=1)
+    return counts
+
+
+def true_and_semi_positive_chips(
+    camera_xy_m: ArrayLike, centre_xy_m: ArrayLike, *, chip_m: float
+) -> tuple[Ints, list[Ints]]:
+    """The true chip of each camera in a grid gallery, and its semi-positives.
+
+    Args:
+        camera_xy_m: (Q, 2) positions of the cameras.
+        centre_xy_m: (R, 2) centres of the chips, in the same local frame.
+        chip_m: Side of a chip.
+
+    Returns:
+        (Q,) index of the chip with the nearest centre, -1 where no chip contains the camera; and
+        for each query the other chips that contain it.
+    """
+    camera, centre = np.asarray(camera_xy_m, np.float64), np.asarray(centre_xy_m, np.float64)
+    true = np.full(len(camera), -1, dtype=np.int64)
+    semi_positives = []
+    for i, position in enumerate(camera):
+        offset = np.abs(centre - position)
+        inside = np.flatnonzero((offset <= chip_m / 2).all(axis=1))
+        if len(inside):
+            true[i] = inside[np.argmin(np.hypot(*offset[inside].T))]
+        semi_positives.append(inside[inside != true[i]].astype(np.int64))
+    return true, semi_positives
+
+
+def recall_at_k(ranks: ArrayLike, k: int) -> float:
+    """Fraction of the queries with a rank below k."""
+    return _mean(np.asarray(ranks) < k)
+
+
+def one_percent(num_references: int) -> int:
+    """The k of recall@1%: R // 100 + 1, the rule of VIGOR's evaluation."""
+    return num_references // 100 + 1
+
+
+def retrieval_metrics(
+    ranks: ArrayLike, ranks_without_semi_positives: ArrayLike, *, num_references: int
+) -> dict[str, float]:
+    """The ``retrieval`` part of metrics.json.
+
+    Args:
+        ranks: (Q,) against the whole gallery.
+        ranks_without_semi_positives: (Q,) with each query's semi-positives taken out.
+        num_references: Size of the whole gallery.
+    """
+    return {
+        "recall@1": recall_at_k(ranks, 1),
+        "recall@5": recall_at_k(ranks, 5),
+        "recall@10": recall_at_k(ranks, 10),
+        "recall@1%": recall_at_k(ranks, one_percent(num_references)),
+        "hit_rate": recall_at_k(ranks_without_semi_positives, 1),
+    }
+
+
+# --- poses ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PoseErrors:
+    """Absolute errors of N answers, infinite where there is no answer.
+
+    Attributes:
+        position_m: (N,) distance to the true position.
+        lateral_m: (N,) part across the *true* heading.
+        longitudinal_m: (N,) part along the *true* heading.
+        heading_deg: (N,) shortest turn to the true heading, in [0, 180].
+    """
+
+    position_m: Floats
+    lateral_m: Floats
+    longitudinal_m: Floats
+    heading_deg: Floats
+
+
+def pose_errors(predicted: ArrayLike, true: ArrayLike) -> PoseErrors:
+    """Compare answers with the truth.
+
+    The signed error in metres is turned by the true heading, and made absolute last.
+
+    Args:
+        predicted: (N, 3) rows x_m, y_m, heading_deg; NaN or infinite means no answer.
+        true: (N, 3) the same, finite.
+    """
+    predicted, true = np.asarray(predicted, np.float64), np.asarray(true, np.float64)
+    if predicted.shape != true.shape or true.ndim != 2 or true.shape[1] != 3:
+        raise ValueError(f"shapes {predicted.shape} and {true.shape}: expected (N, 3) twice")
+    predicted = np.where(np.isfinite(predicted), predicted, np.nan)
+    offset = predicted[:, :2] - true[:, :2]
+    return PoseErrors(
+        position_m=_infinite_if_nan(np.hypot(offset[:, 0], offset[:, 1])),
+        lateral_m=_infinite_if_nan(np.abs((offset * right(true[:, 2])).sum(axis=1))),
+        longitudinal_m=_infinite_if_nan(np.abs((offset * forward(true[:, 2])).sum(axis=1))),
+        heading_deg=_infinite_if_nan(np.abs(heading_error_deg(predicted[:, 2], true[:, 2]))),
+    )
+
+
+def recall_within(errors: ArrayLike, threshold: float) -> float:
+    """Fraction of the errors that are less than a threshold; NaN is not."""
+    return _mean(np.asarray(errors, np.float64) < threshold)
+
+
+def pose_metrics(errors: PoseErrors) -> dict[str, float]:
+    """The ``pose`` part of metrics.json; a mean or median is infinite if answers are missing."""
+    metrics = {"mean_m": _mean(errors.position_m), "median_m": _median(errors.position_m)}
+    metrics |= {f"recall@{t}m": recall_within(errors.position_m, t) for t in (1, 3, 5)}
+    for name, values in (
+        ("lateral", errors.lateral_m),
+        ("longitudinal", errors.longitudinal_m),
+    ):
+        metrics[f"{name}_median_m"] = _median(values)
+        metrics |= {f"{name}_recall@{t}m": recall_within(values, t) for t in (1, 5)}
+    metrics["heading_mean_deg"] = _mean(errors.heading_deg)
+    metrics["heading_median_deg"] = _median(errors.heading_deg)
+    metrics |= {f"heading_recall@{t}deg": recall_within(errors.heading_deg, t) for t in (1, 5)}
+    return metrics
+
+
+def end_to_end_metrics(errors: PoseErrors, is_first_chip_right: ArrayLike) -> dict[str, float]:
+    """The ``end_to_end`` part of metrics.json, over all queries of the whole city.
+
+    Args:
+        errors: Of the final answer in the world.
+        is_first_chip_right: (N,) whether retrieval's first chip is the true one. The gated recall
+            (UnifyGeo's form) counts an answer only then.
+    """
+    is_right = np.asarray(is_first_chip_right, dtype=bool)
+    gated_m = np.where(is_right, errors.position_m, np.inf)
+    metrics = {"median_m": _median(errors.position_m)}
+    metrics |= {f"recall@{t}m": recall_within(errors.position_m, t) for t in (1, 3, 5, 10, 25)}
+    metrics["heading_median_deg"] = _median(errors.heading_deg)
+    metrics |= {f"gated_recall@{t}m": recall_within(gated_m, t) for t in (1, 5)}
+    return metrics
+
+
+def baseline_answers(
+    num_answers: int, *, bounds_m: tuple[float, float, float, float], rng: np.random.Generator
+) -> dict[str, Floats]:
+    """What knowing nothing answers inside a rectangle: ``center`` and ``random``, (N, 3) each.
+
+    Args:
+        num_answers: N.
+        bounds_m: (x_min, y_min, x_max, y_max) of the chip's central half, or of the city.
+        rng: Source of the random positions, and of the headings of both.
+    """
+    low, high = np.array(bounds_m[:2]), np.array(bounds_m[2:])
+    center = np.broadcast_to((low + high) / 2, (num_answers, 2))
+    uniform = rng.uniform(low, high, size=(num_answers, 2))
+    headings = rng.uniform(0.0, 360.0, size=(2, num_answers, 1))
+    return {
+        "center": np.hstack([center, headings[0]]),
+        "random": np.hstack([uniform, headings[1]]),
+    }
+
+
+# --- calibration ----------------------------------------------------------------------------------
+
+
+def coverage(credible_mass: ArrayLike, level: float) -> float:
+    """Fraction of the truths inside the highest-density region that holds `level` of the mass.
+
+    Args:
+        credible_mass: (N,) for each query the mass of the places denser than the true one, as
+            `Posterior.highest_density_level` gives it, in [0, 1]; NaN lies in no region.
+        level: For example 0.9.
+    """
+    return _mean(np.asarray(credible_mass, np.float64) <= level)
+
+
+def expected_calibration_error(
+    confidence: ArrayLike, is_correct: ArrayLike, *, num_bins: int = NUM_CALIBRATION_BINS
+) -> float:
+    """Mean distance between confidence and accuracy over bins that hold equally many queries.
+
+    Equal confidences share a bin, so the value does not depend on the order of the queries.
+    (Equal-mass bins: Nixon et al. 2019, "Measuring Calibration in Deep Learning".)
+
+    Raises:
+        ValueError: A confidence is not a probability.
+    """
+    confidence, is_correct = _check_confidence(confidence, is_correct)
+    order = np.argsort(confidence, kind="stable")
+    confidence, is_correct = confidence[order], is_correct[order]
+    position = np.searchsorted(confidence, confidence, side="left")
+    bins = position * num_bins // len(confidence)
+    gap = np.bincount(bins, weights=confidence - is_correct, minlength=num_bins)
+    return float(np.abs(gap).sum() / len(confidence))
+
+
+def risk_coverage_area(confidence: ArrayLike, is_correct: ArrayLike) -> float:
+    """Area under the risk-coverage curve: 0 is best, a useless order gives the error rate.
+
+    For n = 1..N the error rate among the n most confident queries, averaged over n; among equal
+    confidences every order is equally likely. (Geifman and El-Yaniv 2017, "Selective
+    Classification for Deep Neural Networks".)
+
+    Raises:
+        ValueError: A confidence is not a probability.
+    """
+    confidence, is_correct = _check_confidence(confidence, is_correct)
+    levels, group = np.unique(-confidence, return_inverse=True)
+    size = np.bincount(group, minlength=len(levels))
+    # The expectation over orders: each member of a tied group carries the group's error rate.
+    rate = np.bincount(group, weights=1.0 - is_correct, minlength=len(levels)) / size
+    errors = np.cumsum(np.repeat(rate, size))
+    return _mean(errors / np.arange(1, len(errors) + 1))
+
+
+def auroc(positive_scores: ArrayLike, negative_scores: ArrayLike) -> float:
+    """Probability that a positive scores higher than a negative one; a tie counts half.
+
+    The Mann-Whitney statistic. NaN is the lowest score for a positive, the highest for a negative.
+
+    Raises:
+        ValueError: One of the two is empty.
+    """
+    positive, negative = np.asarray(positive_scores, float), np.asarray(negative_scores, float)
+    if not positive.size or not negative.size:
+        raise ValueError("AUROC needs at least one positive and one negative score")
+    positive = np.where(np.isnan(positive), -np.inf, positive)
+    negative = np.sort(np.where(np.isnan(negative), np.inf, negative))
+    num_below = np.searchsorted(negative, positive, side="left")
+    num_not_above = np.searchsorted(negative, positive, side="right")
+    return float((num_below + num_not_above).mean() / (2 * negative.size))
+
+
+def calibration_metrics(
+    *,
+    credible_mass: ArrayLike,
+    radius_90_m: ArrayLike,
+    confidence: ArrayLike,
+    position_error_m: ArrayLike,
+    log_density: ArrayLike,
+) -> dict[str, float]:
+    """The ``calibration`` part of metrics.json, all (N,).
+
+    Args:
+        credible_mass: As in `coverage`.
+        radius_90_m: Radius about the answer that holds 90 % of the mass; NaN if it has none.
+        confidence: Probability that the answer lies within 5 m of the truth and the place is in
+            the gallery at all.
+        position_error_m: Distance between answer and truth; NaN or infinite without an answer.
+        log_density: Natural logarithm of the posterior's density at the true position, per square
+            metre; its negative mean is ``nll``.
+    """
+    is_correct = np.asarray(position_error_m, np.float64) < CORRECT_WITHIN_M
+    return {
+        "coverage_50": coverage(credible_mass, 0.5),
+        "coverage_90": coverage(credible_mass, 0.9),
+        "median_radius_90_m": _median(_infinite_if_nan(radius_90_m)),
+        "ece": expected_calibration_error(confidence, is_correct),
+        "aurc": risk_coverage_area(confidence, is_correct),
+        "nll": _mean(_infinite_if_nan(-np.asarray(log_density, np.float64))),
+    }
+
+
+# --- shared ---------------------------------------------------------------------------------------
+
+
+def finite_or_none(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The same nested figures with None for what is not finite: JSON knows no infinity."""
+    return {name: _finite_or_none(value) for name, value in metrics.items()}
+
+
+def _finite_or_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return finite_or_none(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _mean(values: ArrayLike) -> float:
+    values = np.asarray(values, dtype=np.float64)
+    if not values.size:
+        raise ValueError("a figure over no queries is not defined")
+    return float(values.mean())
+
+
+def _median(values: ArrayLike) -> float:
+    """The median, where the mean of two infinities is infinite."""
+    values = np.sort(np.asarray(values, dtype=np.float64))
+    if not values.size:
+        raise ValueError("a figure over no queries is not defined")
+    return float((values[(values.size - 1) // 2] + values[values.size // 2]) / 2)
+
+
+def _infinite_if_nan(values: ArrayLike) -> Floats:
+    values = np.asarray(values, dtype=np.float64)
+    return np.where(np.isnan(values), np.inf, values)
+
+
+def _check_index(true_index: ArrayLike, *, num_queries: int, num_references: int) -> Ints:
+    true = np.asarray(true_index, dtype=np.int64)
+    if true.shape != (num_queries,) or (true >= num_references).any():
+        raise ValueError(
+            f"true_index of shape {true.shape}: expected ({num_queries},), below {num_references}"
+        )
+    return true
+
+
+def _check_confidence(confidence: ArrayLike, is_correct: ArrayLike) -> tuple[Floats, Floats]:
+    confidence = np.asarray(confidence, dtype=np.float64)
+    is_correct = np.asarray(is_correct, dtype=np.float64)
+    if confidence.shape != is_correct.shape or confidence.ndim != 1 or not confidence.size:
+        raise ValueError(
+            f"shapes {confidence.shape} and {is_correct.shape}: expected (N,) twice, N > 0"
+        )
+    if not ((confidence >= 0.0) & (confidence <= 1.0)).all():
+        raise ValueError("a confidence is not a probability in [0, 1]")
+    return confidence, is_correct
+
+
+def _pairs(excluded: Sequence[Ints]) -> tuple[Ints, Ints]:
+    """Lists of columns per row as (rows, columns)."""
+    rows = np.repeat(np.arange(len(excluded)), [len(columns) for columns in excluded])
+    columns = np.concatenate([np.asarray(c, np.int64) for c in excluded]) if len(rows) else rows
+    return rows, columns
+
+
+def _blocks(length: int, step: int) -> Iterator[slice]:
+    for start in range(0, length, step):
+        yield slice(start, min(start + step, length))
