@@ -1,0 +1,1 @@
+"""Procedural cities and their rendering from above and from the ground."""
