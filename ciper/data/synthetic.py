@@ -1,0 +1,216 @@
+"""Training pairs from procedural cities: rendered once to a folder, cut afresh at every step.
+
+Item i of step s is a function of (seed, s, i) alone, so that a run can be resumed or repeated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ciper.data.augment import (
+    AugmentConfig,
+    change_colour,
+    mirror_pose,
+    pinhole_mask,
+    roll_canvas,
+    turn_pose,
+)
+from ciper.data.sample import Batch
+from ciper.errors import ConfigError
+
+CAMERA_HEIGHT_M = (1.4, 2.8)
+
+
+@dataclass(frozen=True)
+class SyntheticConfig:
+    """Which cities are rendered, and how much of each.
+
+    Cities have the seeds `first_seed`, `first_seed + 1`, ...; each is seen from above under
+    `aerials_per_city` lights.
+    """
+
+    num_cities: int = 40
+    first_seed: int = 100_000
+    city_m: float = 600.0
+    photos_per_city: int = 640
+    aerials_per_city: int = 2
+    gsd: float = 0.5
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclass(frozen=True)
+class RenderedCity:
+    """One city on disk, memory-mapped.
+
+    `aerials (A, H, W, 3)` uint8, row 0 = north; `canvases (N, 128, 512, 3)` uint8;
+    `poses (N, 4)`: x_m, y_m from the city's south-west corner, heading_deg, camera height_m.
+    """
+
+    aerials: NDArray[np.uint8]
+    canvases: NDArray[np.uint8]
+    poses: NDArray[np.float64]
+
+
+def render_city(seed: int, config: SyntheticConfig, folder: Path) -> Path:
+    """Renders one city into `folder/<seed>` unless it is there already; returns that folder."""
+    from ciper.city.layout import at_other_date, make_city
+    from ciper.city.render import Scene, degrade, random_light, render_aerial, render_panoramas
+
+    target = folder / str(seed)
+    wanted = {k: v for k, v in asdict(config).items() if k not in ("augment", "num_cities")}
+    recipe = json.dumps({**wanted, "first_seed": seed})
+    if (target / "recipe.json").exists():
+        if (target / "recipe.json").read_text() == recipe:
+            return target
+        raise ConfigError(
+            f"{target} holds a city of another recipe; expected {recipe}; "
+            "name another cache folder or delete this one"
+        )
+    target.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng([seed, 1])
+    city = make_city(seed, config.city_m)
+    scene = Scene.from_city(city)
+    aerials = [
+        degrade(render_aerial(scene, random_light(rng), gsd=config.gsd), rng)
+        for _ in range(config.aerials_per_city)
+    ]
+    np.save(target / "aerials.npy", np.stack(aerials))
+    later = at_other_date(city, seed)
+    poses = random_poses(later.camera_sites, config.photos_per_city, rng)
+    lights = [random_light(rng) for _ in poses]
+    # Photos reach the canvas more or less anti-aliased: every second city is, fully.
+    canvases = render_panoramas(
+        Scene.from_city(later), poses, lights, seed=seed, num_samples=1 + seed % 2
+    )
+    np.save(target / "canvases.npy", np.stack([degrade(c, rng) for c in canvases]))
+    np.save(target / "poses.npy", poses)
+    (target / "recipe.json").write_text(recipe)
+    return target
+
+
+def random_poses(
+    sites: NDArray[np.float64], num_poses: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """`(num_poses, 4)` x, y, heading, camera height at random sites; headings are free."""
+    chosen = sites[rng.choice(len(sites), num_poses, replace=len(sites) < num_poses)]
+    return np.column_stack(
+        [
+            chosen[:, :2],
+            rng.uniform(0, 360, num_poses),
+            rng.uniform(*CAMERA_HEIGHT_M, num_poses),
+        ]
+    )
+
+
+def open_city(folder: Path) -> RenderedCity:
+    """Opens a rendered city without reading it."""
+    return RenderedCity(
+        aerials=np.load(folder / "aerials.npy", mmap_mode="r"),
+        canvases=np.load(folder / "canvases.npy", mmap_mode="r"),
+        poses=np.load(folder / "poses.npy"),
+    )
+
+
+class SyntheticPairs:
+    """Random training pairs out of rendered cities.
+
+    Args:
+        cities: rendered cities.
+        config: their recipe.
+        seed: of the pairs.
+    """
+
+    def __init__(self, cities: Sequence[RenderedCity], config: SyntheticConfig, seed: int) -> None:
+        self.cities, self.config, self.seed = cities, config, seed
+        self.photos = np.array([(c, i) for c, r in enumerate(cities) for i in range(len(r.poses))])
+
+    def batch(self, step: int, size: int, *, narrow_share: float | None = None) -> Batch:
+        """The batch of one step: every photo once per epoch, in a new order each time."""
+        epoch, start = divmod(step * size, len(self.photos) // size * size)
+        order = np.random.default_rng([self.seed, 2, epoch]).permutation(len(self.photos))
+        share = self.config.augment.narrow_share if narrow_share is None else narrow_share
+        items = [
+            self._pair(*self.photos[order[start + i]], [self.seed, 3, step, i], share)
+            for i in range(size)
+        ]
+        return Batch(*(torch.from_numpy(np.stack(column)) for column in zip(*items, strict=True)))
+
+    def batches(self, steps: range, size: int, narrow_shares: Sequence[float]) -> Iterator[Batch]:
+        """The batches of `steps`, each made while the one before is used."""
+        with ThreadPoolExecutor(1) as pool:
+            waiting = None
+            for step in steps:
+                share = narrow_shares[step]
+                following = pool.submit(self.batch, step, size, narrow_share=share)
+                if waiting is not None:
+                    yield waiting.result()
+                waiting = following
+            if waiting is not None:
+                yield waiting.result()
+
+    def _pair(
+        self, city: int, photo: int, entropy: Sequence[int], narrow_share: float
+    ) -> tuple[NDArray[np.generic], ...]:
+        rng = np.random.default_rng(entropy)
+        rendered, augment = self.cities[city], self.config.augment
+        x_m, y_m, heading_deg, _ = rendered.poses[photo]
+        aerial = rendered.aerials[rng.integers(len(rendered.aerials))]
+        chip, is_valid, offset, centre = self._chip(aerial, x_m, y_m, rng)
+        roll = int(rng.integers(512))
+        canvas = roll_canvas(rendered.canvases[photo], roll)
+        pose = np.array([*offset, (heading_deg + roll * 360 / 512) % 360])
+        if rng.random() < 0.5:
+            chip, is_valid, canvas = chip[:, ::-1], is_valid[:, ::-1], canvas[:, ::-1]
+            pose = mirror_pose(pose)
+        turns = int(rng.integers(4))
+        chip, is_valid, pose = np.rot90(chip, turns), np.rot90(is_valid, turns), turn_pose(pose, turns)
+        is_visible = np.ones(canvas.shape[:2], dtype=bool)
+        if rng.random() < narrow_share:
+            is_visible = pinhole_mask(
+                *canvas.shape[:2],
+                hfov_deg=rng.uniform(*augment.hfov_deg),
+                aspect=rng.choice([4 / 3, 3 / 2, 16 / 9]),
+                pitch_deg=rng.uniform(-augment.pitch_deg, augment.pitch_deg),
+            )
+        return (
+            change_colour(np.ascontiguousarray(canvas), rng, augment) * is_visible[..., None],
+            is_visible,
+            change_colour(np.ascontiguousarray(chip), rng, augment),
+            np.ascontiguousarray(is_valid),
+            pose.astype(np.float32),
+            np.int64(city),
+            np.asarray(centre, dtype=np.float32),
+            np.asarray([x_m, y_m], dtype=np.float32),
+        )
+
+    def _chip(
+        self, aerial: NDArray[np.uint8], x_m: float, y_m: float, rng: np.random.Generator
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_], tuple[float, float], tuple[float, float]]:
+        """Cuts 256 px so that the camera lies uniformly in the central half.
+
+        Returns:
+            Chip, validity, the camera from the chip's centre, the chip's centre in the city.
+        """
+        gsd, size = self.config.gsd, 256
+        reach = size * gsd / 4
+        height, width = aerial.shape[:2]
+        left = round((x_m + rng.uniform(-reach, reach)) / gsd) - size // 2
+        top = round(height - (y_m + rng.uniform(-reach, reach)) / gsd) - size // 2
+        rows, columns = np.arange(top, top + size), np.arange(left, left + size)
+        is_valid = ((rows >= 0) & (rows < height))[:, None] & (columns >= 0) & (columns < width)
+        chip = aerial[
+            max(top, 0) : max(top + size, 0), max(left, 0) : max(left + size, 0)
+        ]
+        padded = np.zeros((size, size, 3), np.uint8)
+        first_row, first_column = max(-top, 0), max(-left, 0)
+        padded[first_row : first_row + chip.shape[0], first_column : first_column + chip.shape[1]] = chip
+        centre = ((left + size / 2) * gsd, (height - top - size / 2) * gsd)
+        return padded, is_valid, (x_m - centre[0], y_m - centre[1]), centre

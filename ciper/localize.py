@@ -1,0 +1,327 @@
+"""Where was the camera, and which way did it look? Photos against a gallery."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ciper.camera import (
+    Camera,
+    CameraOverrides,
+    assumed_cameras,
+    camera_from_metadata,
+)
+from ciper.data.preprocess import canvas_spec_for, read_photo, to_canvas
+from ciper.errors import GalleryError
+from ciper.gallery.store import Gallery
+from ciper.geo import LocalFrame, Pose, check_lat_lon, wrap_signed_deg
+from ciper.metadata import PhotoMetadata, read_metadata
+from ciper.model.load import Model, load_model
+from ciper.model.matcher import Evidence, match
+from ciper.model.network import GroundCode
+from ciper.posterior import (
+    COARSE_M,
+    HEADING_STEP_DEG,
+    NUM_COARSE,
+    NUM_HEADINGS,
+    Hypothesis,
+    Places,
+    Posterior,
+    Refinement,
+)
+
+Float = NDArray[np.float64]
+
+# Up to this many chips (6 km^2 at a stride of 64 m) every chip is matched; above it, the ones that
+# retrieval finds.
+MAX_EXHAUSTIVE_CHIPS = 1600
+NUM_SHORTLIST = 512
+NEAR_SOFTNESS = 0.1
+NOT_IN_GALLERY_ABOVE = 0.5
+CONFIDENT_WITHIN_M = 5.0
+
+
+@dataclass(frozen=True)
+class Near:
+    """A prior on the position: within `radius_m` of a point, with a soft edge."""
+
+    lat: float
+    lon: float
+    radius_m: float
+
+    def __post_init__(self) -> None:
+        check_lat_lon(lat=self.lat, lon=self.lon)
+        if not (np.isfinite(self.radius_m) and self.radius_m > 0):
+            raise GalleryError(
+                f"--near has radius {self.radius_m} m; expected a positive number of metres"
+            )
+
+    def log_factor(self, distance_m: Float) -> Float:
+        """0 inside the circle; outside a Gaussian fall of a tenth of the radius."""
+        beyond = np.maximum(distance_m - self.radius_m, 0.0) / (NEAR_SOFTNESS * self.radius_m)
+        return -0.5 * beyond**2
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A prior on the heading: a wrapped Gaussian about `heading_deg` (true north)."""
+
+    heading_deg: float
+    sigma_deg: float
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.heading_deg) and 0 < self.sigma_deg):
+            raise GalleryError(
+                f"--heading is {self.heading_deg},{self.sigma_deg}; expected degrees clockwise "
+                "from true north and a positive standard deviation"
+            )
+
+    def log_factor(self, heading_deg: Float, step_deg: float) -> Float:
+        """The Gaussian, widened by the width of the cells that it is evaluated on."""
+        variance = self.sigma_deg**2 + step_deg**2 / 12
+        return -0.5 * np.square(wrap_signed_deg(heading_deg - self.heading_deg)) / variance
+
+
+@dataclass(frozen=True)
+class Localization:
+    """The answer for one photo.
+
+    Attributes:
+        photo: its path.
+        pose: the most probable pose, also if the photo is probably not of this gallery.
+        posterior: the whole answer; its frame is `posterior.places.frame`.
+        confidence: probability that `pose` lies within 5 m of the truth.
+        camera: what the photo was taken to be.
+        crs, x_m, y_m: the position in the gallery's own CRS (that of its first raster).
+        seconds: of work.
+    """
+
+    photo: str
+    pose: Pose
+    posterior: Posterior
+    confidence: float
+    camera: Camera
+    metadata: PhotoMetadata
+    features: tuple[float, ...]
+    crs: str
+    x_m: float
+    y_m: float
+    seconds: float
+
+    @property
+    def is_in_gallery(self) -> bool:
+        """Whether "not in this gallery" is the less probable outcome."""
+        return self.posterior.outside_prob <= NOT_IN_GALLERY_ABOVE
+
+    def hypothesis_pose(self, hypothesis: Hypothesis) -> Pose:
+        """A hypothesis on the globe."""
+        return self.posterior.places.frame.pose(
+            x=hypothesis.x_m, y=hypothesis.y_m, heading_deg=hypothesis.heading_deg
+        )
+
+
+class Localizer:
+    """Localizes photos in one gallery; opening it is the slow part.
+
+    Args:
+        gallery: folder written by `ciper index`.
+        model: name or file of the weights that made the gallery.
+        device: cpu, cuda or mps.
+    """
+
+    def __init__(
+        self, gallery: str | Path | Gallery, model: str | Path | Model = "ground",
+        device: str | None = None,
+    ) -> None:
+        self.model = model if isinstance(model, Model) else load_model(model, device)
+        self.gallery = (
+            gallery
+            if isinstance(gallery, Gallery)
+            else Gallery.open(gallery, model_hash=self.model.model_hash)
+        )
+        if len(self.gallery) == 0:
+            raise GalleryError(f"{self.gallery.path} has no chips; expected at least one: index again")
+
+    def localize(
+        self,
+        photo: str | Path,
+        *,
+        near: Near | None = None,
+        heading: Heading | None = None,
+        camera: CameraOverrides | None = None,
+    ) -> Localization:
+        """Answers for one photo.
+
+        Args:
+            photo: path of an image.
+            near: prior on the position.
+            heading: prior on the heading.
+            camera: what is known of the camera beyond the photo's metadata.
+
+        Raises:
+            PhotoError, CameraError: the photo cannot be used.
+            GalleryError: no chip lies near the prior.
+        """
+        started = time.perf_counter()
+        pixels, metadata = read_photo(photo), read_metadata(photo)
+        lens = camera_from_metadata(metadata, size_px=pixels.shape[:2], overrides=camera)
+        code = self.encode(pixels, lens)
+        posterior, features = self.posterior(code, near=near, heading=heading)
+        mode = posterior.mode
+        pose = posterior.places.frame.pose(x=mode.x_m, y=mode.y_m, heading_deg=mode.heading_deg)
+        crs, x_m, y_m = self._in_raster_crs(pose, mode.chip)
+        confidence = logistic(self.model.calibration.confidence, features)
+        return Localization(
+            photo=str(photo),
+            pose=pose,
+            posterior=posterior,
+            confidence=confidence,
+            camera=lens,
+            metadata=metadata,
+            features=features,
+            crs=crs,
+            x_m=x_m,
+            y_m=y_m,
+            seconds=time.perf_counter() - started,
+        )
+
+    def encode(self, pixels: NDArray[np.uint8], camera: Camera) -> GroundCode:
+        """Codes of a photo: one, or one per field of view that it may have."""
+        spec = canvas_spec_for(camera, self.model.canvas)
+        views = [to_canvas(pixels, c, spec=spec) for c in assumed_cameras(camera)]
+        return self.model.encode_photos(
+            np.stack([canvas for canvas, _ in views]), np.stack([seen for _, seen in views])
+        )
+
+    def posterior(
+        self, code: GroundCode, *, near: Near | None = None, heading: Heading | None = None
+    ) -> tuple[Posterior, tuple[float, ...]]:
+        """The posterior of an encoded photo over the gallery, and what its confidence rests on."""
+        chips = self.candidates(code, near)
+        table = self.gallery.chips
+        places = Places.around(table.lat[chips], table.lon[chips])
+        prior = log_prior(places, near, heading)
+        evidence = match(
+            self.model.network,
+            code,
+            self._coarse_maps[torch.from_numpy(chips)],
+            lambda used: torch.from_numpy(self.gallery.fine[chips[used]]).to(self.model.device),
+            log_prior=prior,
+        )
+        calibration = self.model.calibration
+        posterior = posterior_of(evidence, places, calibration)
+        features = confidence_features(evidence, posterior, prior)
+        outside = 1.0 - logistic(calibration.in_gallery, features)
+        return (
+            Posterior(
+                places=posterior.places,
+                coarse=posterior.coarse,
+                refinement=posterior.refinement,
+                outside_prob=outside,
+            ),
+            features,
+        )
+
+    def candidates(self, code: GroundCode, near: Near | None) -> NDArray[np.int64]:
+        """The chips that the photo is matched with: all, those near the prior, or a shortlist."""
+        chips = np.arange(len(self.gallery))
+        if near is not None:
+            reach = near.radius_m * (1 + 3 * NEAR_SOFTNESS)
+            chips = self.gallery.chips_within(lat=near.lat, lon=near.lon, radius_m=reach)
+            if len(chips) == 0:
+                raise GalleryError(
+                    f"{self.gallery.path} has no chip within {reach:.0f} m of {near.lat}, {near.lon}; "
+                    "expected a position inside the imagery: check --near LAT,LON,RADIUS_M"
+                )
+        if len(chips) > MAX_EXHAUSTIVE_CHIPS:
+            found, _ = self.retrieve(code, NUM_SHORTLIST, chips=None if near is None else chips)
+            chips = found[found >= 0]
+        return np.sort(chips)
+
+    def retrieve(
+        self, code: GroundCode, num_chips: int, *, chips: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.floating[Any]]]:
+        """The chips most similar to a photo by descriptor, best first, and their similarity."""
+        queries = code.descriptor.float().mean(0, keepdim=True).cpu().numpy()
+        found, similarity = self.gallery.index.search(queries, num_chips, chips=chips)
+        return found[0], similarity[0]
+
+    @cached_property
+    def _coarse_maps(self) -> torch.Tensor:
+        """All coarse maps, read once: 32 KiB a chip."""
+        maps = torch.from_numpy(np.asarray(self.gallery.coarse[:]))
+        return maps.to(self.model.device, torch.bfloat16)
+
+    def _in_raster_crs(self, pose: Pose, chip: int) -> tuple[str, float, float]:
+        crs = self.gallery.rasters[0].crs
+        frame = LocalFrame(lat=pose.lat, lon=pose.lon)
+        x_m, y_m = frame.crs_from_local(crs)(0.0, 0.0)
+        return crs, float(x_m), float(y_m)
+
+
+def log_prior(places: Places, near: Near | None, heading: Heading | None) -> NDArray[np.float32] | None:
+    """The priors' log factors on the coarse cells: `(R, 32, 16, 16)`, or None without any."""
+    if near is None and heading is None:
+        return None
+    shape = (len(places.lat), NUM_HEADINGS, NUM_COARSE, NUM_COARSE)
+    total = np.zeros(shape, dtype=np.float32)
+    if near is not None:
+        offset = (np.arange(NUM_COARSE) + 0.5 - NUM_COARSE / 2) * COARSE_M
+        x_m, y_m = places.frame.to_local(lat=near.lat, lon=near.lon)
+        dx = places.x_m[:, None, None] + offset - x_m
+        dy = places.y_m[:, None, None] - offset[:, None] - y_m
+        total += near.log_factor(np.hypot(dx, dy)).astype(np.float32)[:, None]
+    if heading is not None:
+        steps = np.arange(NUM_HEADINGS) * HEADING_STEP_DEG
+        factor = heading.log_factor(steps, HEADING_STEP_DEG)
+        total += factor.astype(np.float32)[:, None, None]
+    return total
+
+
+def posterior_of(evidence: Evidence, places: Places, calibration: Any) -> Posterior:
+    """Calibrated posterior of a photo's evidence."""
+    return Posterior.from_logits(
+        places,
+        evidence.coarse,
+        Refinement(
+            evidence.chip, evidence.heading, evidence.row, evidence.column, evidence.fine
+        ),
+        coarse_temperature=calibration.coarse_temperature,
+        fine_temperature=calibration.fine_temperature,
+        floor=calibration.floor,
+    )
+
+
+def confidence_features(
+    evidence: Evidence, posterior: Posterior, prior: NDArray[np.float32] | None
+) -> tuple[float, ...]:
+    """What tells a right answer from a wrong one.
+
+    Returns:
+        Log odds of the mass within 5 m of the answer; mean evidence of the gallery (log); evidence
+        of the best pose.
+    """
+    mode = posterior.mode
+    mass = min(max(posterior.prob_within(CONFIDENT_WITHIN_M, mode.x_m, mode.y_m), 1e-6), 1 - 1e-6)
+    prior_mass = np.log(evidence.coarse.size) if prior is None else _logsumexp(prior)
+    mean = _logsumexp(evidence.coarse) - prior_mass
+    return (float(np.log(mass / (1 - mass))), float(mean), float(evidence.fine.max()))
+
+
+def logistic(weights: Sequence[float], features: Sequence[float]) -> float:
+    """Logistic model: weights are (constant, one per feature)."""
+    total = weights[0] + sum(w * f for w, f in zip(weights[1:], features, strict=True))
+    return float(1 / (1 + np.exp(-np.clip(total, -60, 60))))
+
+
+def _logsumexp(x: NDArray[Any]) -> float:
+    peak = float(x.max())
+    return peak + float(np.log(np.exp(x.astype(np.float64) - peak).sum()))

@@ -1,0 +1,1 @@
+"""The network: encoder, decoder, network, criterion; torch and numpy only."""

@@ -1,0 +1,297 @@
+"""The objective: one probability over chips and poses, coarse and fine, and retrieval beside it.
+
+Losses come back by name and unweighted; their weights are configuration.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ciper.data.sample import Batch
+from ciper.model.decoder import COARSE, FINE, WINDOW_CELLS, WINDOW_HEADINGS, Windows
+from ciper.model.network import AerialCode, GroundCode, Network
+
+
+@dataclass(frozen=True)
+class CriterionConfig:
+    """How many wrong places a photo is held against, and the city that they stand for.
+
+    `num_negative_chips` chips of the batch, at every second row, column and heading, stand for `city_cells` coarse
+    cells (15,625 are 0.25 km^2): their sum is scaled up, so that the softmax learns the odds that
+    it will meet in a city.
+    """
+
+    num_negative_chips: int = 16
+    city_cells: int = 15_625
+    near_m: float = 8.0
+    near_deg: float = 28.0
+
+
+class Criterion(nn.Module):
+    """Scores a network on a batch."""
+
+    def __init__(self, config: CriterionConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(
+        self, network: Network, batch: Batch, generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Losses and running statistics of one batch.
+
+        Args:
+            network: encodes the batch.
+            batch: B pairs; photo i was taken in chip i.
+            generator: chooses negatives and jitters windows (on the CPU).
+
+        Returns:
+            Unweighted scalar losses by name, and detached statistics by name.
+        """
+        ground = network.encode_ground(batch.canvas, batch.is_visible)
+        aerial = network.encode_aerial(batch.chip, batch.is_valid)
+        is_wrong = wrong_chips(batch)
+        volume, negatives = self._coarse_logits(network, ground, aerial, is_wrong, generator)
+        losses = {
+            "retrieval": retrieval_loss(network, ground, aerial, batch.pose, is_wrong),
+            "coarse": coarse_loss(volume, negatives.logits, batch.pose),
+            "fine": self._fine_loss(network, ground, aerial, batch, volume, negatives, generator),
+        }
+        return losses, statistics(volume.detach(), negatives.logits.detach(), batch.pose)
+
+    def _coarse_logits(
+        self,
+        network: Network,
+        ground: GroundCode,
+        aerial: AerialCode,
+        is_wrong: Tensor,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Negatives]:
+        templates = network.correlation.coarse_templates(ground.polar_coarse)
+        volume = network.correlation.paired_volume(templates, aerial.coarse).float()
+        batch = len(volume)
+        chips = torch.randperm(batch, generator=generator)[: self.config.num_negative_chips]
+        shift = torch.randint(0, 2, (3,), generator=generator).tolist()
+        chips = chips.to(volume.device)
+        maps = aerial.coarse[chips][:, :, shift[0] :, shift[1] :]
+        logits = network.correlation.coarse_volume(templates[:, shift[2] :: 2], maps, stride=2)
+        logits = logits.float()
+        keep = is_wrong[:, chips]
+        num_cells = keep.sum(1).clamp_min(1) * logits.shape[-1] * logits.shape[-2] / 2
+        log_weight = (self.config.city_cells / num_cells).log()
+        logits = logits + log_weight[:, None, None, None, None]
+        logits = logits.masked_fill(~keep[:, :, None, None, None], -math.inf)
+        return volume, Negatives(logits, chips, log_weight, tuple(shift))
+
+    def _fine_loss(
+        self,
+        network: Network,
+        ground: GroundCode,
+        aerial: AerialCode,
+        batch: Batch,
+        volume: Tensor,
+        negatives: Negatives,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Cross-entropy over the cells of three windows: about the truth and two wrong modes."""
+        true, labels = true_windows(batch.pose, generator)
+        near = near_truth(batch.pose, self.config)
+        groups = [
+            true,
+            wrong_mode_windows(volume.detach().masked_fill(near, -math.inf), generator),
+            negatives.mode_windows(generator),
+        ]
+        names = ("photo", "chip", "row", "column", "heading")
+        windows = Windows(*(torch.cat([getattr(g, n) for g in groups]) for n in names))
+        fine = network.correlation.fine_volume(ground.polar_fine, aerial.fine, windows).float()
+        prior = torch.cat(
+            [
+                logits_at(volume.detach(), true),
+                volume.detach().masked_fill(near, -math.inf).flatten(1).amax(1),
+                negatives.best(),
+            ]
+        )
+        logits = (fine.flatten(1) + prior[:, None]).view(3, len(batch), -1).transpose(0, 1)
+        log_prob = logits.flatten(1).log_softmax(1)[:, : labels.shape[1]]
+        return -(labels * log_prob).sum(1).mean()
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """Evidence at wrong chips, at every second row, column and heading.
+
+    `logits (B, N, 16, 8, 8)` with log weights `(B,)` added; `chips (N,)` index the batch; `shift`
+    is the first row, column and heading.
+    """
+
+    logits: Tensor
+    chips: Tensor
+    log_weight: Tensor
+    shift: tuple[int, ...]
+
+    def best(self) -> Tensor:
+        """Each photo's highest wrong logit, without the weight: `(B,)`."""
+        return self.logits.detach().flatten(1).amax(1) - self.log_weight
+
+    def mode_windows(self, generator: torch.Generator) -> Windows:
+        """A window around each photo's highest wrong logit."""
+        best = self.logits.detach().flatten(1).argmax(1)
+        chip, heading, row, column = unravel(best, self.logits.shape[1:])
+        row_shift, column_shift, heading_shift = self.shift
+        return windows_around(
+            self.chips[chip],
+            2 * heading + heading_shift,
+            2 * row + row_shift,
+            2 * column + column_shift,
+            generator,
+        )
+
+
+def unravel(index: Tensor, shape: torch.Size) -> tuple[Tensor, ...]:
+    """Flat indices to one index per axis."""
+    out = []
+    for size in reversed(shape):
+        out.append(index % size)
+        index = index // size
+    return tuple(reversed(out))
+
+
+def wrong_chips(batch: Batch) -> Tensor:
+    """`(B, B)`: chip j does not hold photo i's camera, nor any of its surroundings (16 m)."""
+    offset = (batch.camera_m[:, None] - batch.centre_m[None]).abs().amax(-1)
+    is_near = (batch.city[:, None] == batch.city[None]) & (offset < 80.0)
+    return ~(is_near | torch.eye(len(batch), dtype=torch.bool, device=batch.city.device))
+
+
+def linear_labels(position: Tensor, num_bins: int, *, wraps: bool = False) -> Tensor:
+    """Spreads each position (in bins; bin i's centre is i) over its two neighbours: `(B, bins)`.
+
+    Positions beyond the outer centres belong to the outer bins.
+    """
+    bins = torch.arange(num_bins, device=position.device)
+    if not wraps:
+        position = position.clamp(0, num_bins - 1)
+    gap = (position[:, None] - bins).abs()
+    if wraps:
+        gap = torch.minimum(gap % num_bins, -gap % num_bins)
+    return (1 - gap).clamp_min(0)
+
+
+def coarse_labels(pose: Tensor) -> Tensor:
+    """`(B, 3)` poses to trilinear labels `(B, 32, 16, 16)` on the chip's central cells."""
+    column = linear_labels(pose[:, 0] / COARSE.cell_m + 7.5, 16)
+    row = linear_labels(7.5 - pose[:, 1] / COARSE.cell_m, 16)
+    heading = linear_labels(pose[:, 2] / COARSE.heading_step_deg, COARSE.num_headings, wraps=True)
+    return torch.einsum("bh,br,bc->bhrc", heading, row, column)
+
+
+def coarse_loss(volume: Tensor, negatives: Tensor, pose: Tensor) -> Tensor:
+    """Cross-entropy of the true pose among its chip's poses and all wrong chips' poses."""
+    total = torch.logaddexp(volume.flatten(1).logsumexp(1), negatives.flatten(1).logsumexp(1))
+    return (total - (coarse_labels(pose) * volume).flatten(1).sum(1)).mean()
+
+
+def near_truth(pose: Tensor, config: CriterionConfig) -> Tensor:
+    """`(B, 32, 16, 16)`: coarse cells that are near the truth in position and heading."""
+    centre = (torch.arange(16, device=pose.device) - 7.5) * COARSE.cell_m
+    dx = centre[None] - pose[:, :1]
+    dy = -centre[None] - pose[:, 1:2]
+    close = dx.square()[:, None, :] + dy.square()[:, :, None] < config.near_m**2
+    heading = torch.arange(COARSE.num_headings, device=pose.device) * COARSE.heading_step_deg
+    turn = ((heading[None] - pose[:, 2:] + 180) % 360 - 180).abs()
+    return (turn < config.near_deg)[:, :, None, None] & close[:, None]
+
+
+def true_windows(pose: Tensor, generator: torch.Generator) -> tuple[Windows, Tensor]:
+    """Windows that hold the truth off their centre, and trilinear labels `(B, 9 * 7 * 7)`."""
+    batch = len(pose)
+    column = pose[:, 0] / FINE.cell_m + 31.5
+    row = 31.5 - pose[:, 1] / FINE.cell_m
+    heading = pose[:, 2] / FINE.heading_step_deg
+
+    def centre(position: Tensor, reach: int) -> Tensor:
+        jitter = torch.randint(-reach, reach + 1, (batch,), generator=generator)
+        return position.round().long() + jitter.to(pose.device)
+
+    centre_column, centre_row = centre(column, 2), centre(row, 2)
+    centre_heading = centre(heading, 3)
+    half = WINDOW_CELLS // 2
+    labels = torch.einsum(
+        "bh,br,bc->bhrc",
+        linear_labels(heading - centre_heading + WINDOW_HEADINGS // 2, WINDOW_HEADINGS),
+        linear_labels(row - centre_row + half, WINDOW_CELLS),
+        linear_labels(column - centre_column + half, WINDOW_CELLS),
+    )
+    index = torch.arange(batch, device=pose.device)
+    centre_heading = centre_heading % FINE.num_headings
+    return Windows(index, index, centre_row, centre_column, centre_heading), labels.flatten(1)
+
+
+def windows_around(
+    chip: Tensor, heading: Tensor, row: Tensor, column: Tensor, generator: torch.Generator
+) -> Windows:
+    """Windows around coarse cells (`row`, `column` of the central 16 x 16, `heading` of 32)."""
+    batch = len(chip)
+
+    def jitter(low: int, high: int) -> Tensor:
+        return torch.randint(low, high, (batch,), generator=generator).to(chip.device)
+
+    return Windows(
+        photo=torch.arange(batch, device=chip.device),
+        chip=chip,
+        row=2 * (row + 8) + jitter(0, 2),
+        column=2 * (column + 8) + jitter(0, 2),
+        heading=(4 * heading + jitter(-1, 2)) % FINE.num_headings,
+    )
+
+
+def wrong_mode_windows(volume: Tensor, generator: torch.Generator) -> Windows:
+    """A window around the highest logit of each photo's own chip `(B, 32, 16, 16)`."""
+    heading, row, column = unravel(volume.flatten(1).argmax(1), volume.shape[1:])
+    chip = torch.arange(len(volume), device=volume.device)
+    return windows_around(chip, heading, row, column, generator)
+
+
+def logits_at(volume: Tensor, windows: Windows) -> Tensor:
+    """The coarse logit of the cell that holds each window's centre: `(W,)`."""
+    heading = (windows.heading + 2) // 4 % COARSE.num_headings
+    row = (windows.row // 2 - 8).clamp(0, 15)
+    column = (windows.column // 2 - 8).clamp(0, 15)
+    return volume[windows.photo, heading, row, column]
+
+
+def retrieval_loss(
+    network: Network, ground: GroundCode, aerial: AerialCode, pose: Tensor, is_wrong: Tensor
+) -> Tensor:
+    """Cross-entropy of the true place among all places of the batch (InfoNCE over places)."""
+    batch, num_places, _ = aerial.descriptors.shape
+    similarity = torch.einsum("nd,bpd->nbp", ground.descriptor, aerial.descriptors)
+    logits = similarity * network.retrieval_log_scale.exp().clamp(max=60.0)
+    own = torch.eye(batch, dtype=torch.bool, device=pose.device)
+    logits = logits.masked_fill(~(is_wrong | own)[..., None], -math.inf)
+    row = linear_labels(3.5 - pose[:, 1] / 8.0, 8)
+    column = linear_labels(pose[:, 0] / 8.0 + 3.5, 8)
+    labels = torch.einsum("br,bc->brc", row, column).flatten(1)
+    paired = logits[torch.arange(batch), torch.arange(batch)]
+    return (logits.flatten(1).logsumexp(1) - (labels * paired).sum(1)).mean()
+
+
+def statistics(volume: Tensor, negatives: Tensor, pose: Tensor) -> dict[str, Tensor]:
+    """How often the best coarse cell is near the truth, and how often a wrong chip beats it."""
+    best, index = volume.flatten(1).max(1)
+    heading, row, column = unravel(index, volume.shape[1:])
+    dx = (column - 7.5) * COARSE.cell_m - pose[:, 0]
+    dy = (7.5 - row) * COARSE.cell_m - pose[:, 1]
+    turn = (heading * COARSE.heading_step_deg - pose[:, 2] + 180) % 360 - 180
+    return {
+        "position_median_m": torch.hypot(dx, dy).median(),
+        "within_6m": (torch.hypot(dx, dy) < 6.0).float().mean(),
+        "heading_median_deg": turn.abs().median(),
+        "chip_right": (volume.flatten(1).logsumexp(1) > negatives.flatten(1).logsumexp(1))
+        .float()
+        .mean(),
+    }

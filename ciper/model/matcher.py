@@ -1,0 +1,177 @@
+"""A photo against chips: coarse evidence everywhere, fine evidence around the best poses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ciper.model.decoder import COARSE, WINDOW_CELLS, Windows
+from ciper.model.network import GroundCode, Network
+
+Float = NDArray[np.float32]
+Int = NDArray[np.int64]
+
+CHIPS_AT_ONCE = 512
+# Of a fine window's 7 rows and columns the last 6 tile 3 x 3 coarse cells exactly.
+REFINED = 6
+
+
+@dataclass(frozen=True)
+class MatchConfig:
+    """How many poses are refined, and how far apart two of them are at least.
+
+    Two poses of one chip are apart if they differ by `apart_cells` coarse cells in row or column,
+    or by `apart_headings` heading steps.
+    """
+
+    num_windows: int = 24
+    apart_cells: int = 2
+    apart_headings: int = 2
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Logits of a photo over the poses of R chips.
+
+    coarse: `(R, 32, 16, 16)` per heading (steps of 11.25 deg), row (from north) and column (from
+        west) of the 4 m cells of each chip's central 64 m.
+    chip, heading, row, column: `(W,)` the coarse cell that each window is around.
+    fine: `(W, 9, 6, 6)` logits of the 2 m cells and 2.8125 deg steps of each window: headings from
+        4 steps before the coarse heading to 4 after it, rows and columns of the 3 x 3 coarse cells
+        around the coarse cell. Cells outside the chip's central 64 m are -inf.
+    """
+
+    coarse: Float
+    chip: Int
+    heading: Int
+    row: Int
+    column: Int
+    fine: Float
+
+
+@torch.inference_mode()
+def match(
+    network: Network,
+    ground: GroundCode,
+    coarse: Tensor,
+    fine_of: Callable[[Int], Tensor],
+    *,
+    log_prior: Float | None = None,
+    config: MatchConfig | None = None,
+) -> Evidence:
+    """Evidence of one photo over R chips.
+
+    Args:
+        network: whose decoder is used, in evaluation mode.
+        ground: codes of M views of the photo: one, or one for each field of view that it may have;
+            equally probable, they are averaged.
+        coarse: `(R, C, 32, 32)` coarse maps.
+        fine_of: loads the fine maps `(U, C, 64, 64)` of the chips that are refined, `(U,)`.
+        log_prior: `(R, 32, 16, 16)`, added to the coarse logits before the best are chosen and
+            kept in them; -inf forbids.
+        config: how much is refined.
+    """
+    config = config or MatchConfig()
+    coarse = coarse.to(ground.polar_coarse.dtype)
+    volumes = _coarse_volumes(network, ground, coarse)
+    volume = _average(volumes)
+    if log_prior is not None:
+        volume = volume + log_prior
+    chip, heading, row, column = best_poses(volume, config)
+    used, local = np.unique(chip, return_inverse=True)
+    maps = fine_of(used).to(coarse.dtype)
+    cells = (local, 2 * (row + 8), 2 * (column + 8), 4 * heading)
+    fine = [
+        _fine_logits(network, ground, maps, view, cells)
+        + volumes[view, chip, heading, row, column][:, None, None, None]
+        for view in range(len(volumes))
+    ]
+    logits = _average(np.stack(fine))[:, :, WINDOW_CELLS - REFINED :, WINDOW_CELLS - REFINED :]
+    if log_prior is not None:
+        logits = logits + log_prior[chip, heading, row, column][:, None, None, None]
+    return Evidence(
+        coarse=volume,
+        chip=chip,
+        heading=heading,
+        row=row,
+        column=column,
+        fine=np.where(_is_central(row, column)[:, None], logits, -np.inf).astype(np.float32),
+    )
+
+
+def _coarse_volumes(network: Network, ground: GroundCode, coarse: Tensor) -> Float:
+    """`(M, R, 32, 16, 16)`, piece by piece to bound the memory."""
+    templates = network.correlation.coarse_templates(ground.polar_coarse)
+    pieces = [
+        network.correlation.coarse_volume(templates, part).float().cpu().numpy()
+        for part in coarse.split(CHIPS_AT_ONCE)
+    ]
+    return np.concatenate(pieces, axis=1)
+
+
+def _fine_logits(
+    network: Network, ground: GroundCode, maps: Tensor, view: int, cells: tuple[Int, ...]
+) -> Float:
+    """One view's `(W, 9, 7, 7)` logits in windows around cells (map, row, column, heading)."""
+    index = [torch.from_numpy(np.ascontiguousarray(a)).to(maps.device) for a in cells]
+    windows = Windows(torch.full_like(index[0], view), *index)
+    logits: Float = network.correlation.fine_volume(ground.polar_fine, maps, windows).float().cpu().numpy()
+    return logits
+
+
+def _average(logits: Float) -> Float:
+    """Log of the mean likelihood over the first axis."""
+    if len(logits) == 1:
+        return logits[0]
+    peak = logits.max(0)
+    return np.asarray(peak + np.log(np.exp(logits - peak).mean(0)), dtype=np.float32)
+
+
+def best_poses(volume: Float, config: MatchConfig) -> tuple[Int, Int, Int, Int]:
+    """The highest coarse cells that are apart from each other: chip, heading, row, column."""
+    flat = volume.ravel()
+    num_candidates = min(flat.size, 40 * config.num_windows)
+    candidates = np.argpartition(flat, -num_candidates)[-num_candidates:]
+    candidates = candidates[np.isfinite(flat[candidates])]
+    candidates = candidates[np.argsort(-flat[candidates], kind="stable")]
+    poses = np.stack(np.unravel_index(candidates, volume.shape), axis=1)
+    chosen: list[Int] = []
+    for pose in poses:
+        if len(chosen) == config.num_windows:
+            break
+        if not any(_is_close(pose, other, config) for other in chosen):
+            chosen.append(pose)
+    chip, heading, row, column = np.array(chosen, dtype=np.int64).reshape(-1, 4).T
+    return chip, heading, row, column
+
+
+def _is_close(a: Int, b: Int, config: MatchConfig) -> bool:
+    turn = abs(int(a[1]) - int(b[1]))
+    turn = min(turn, COARSE.num_headings - turn)
+    return bool(
+        a[0] == b[0]
+        and turn < config.apart_headings
+        and abs(a[2] - b[2]) < config.apart_cells
+        and abs(a[3] - b[3]) < config.apart_cells
+    )
+
+
+def fine_cells(row: Int, column: Int) -> tuple[Int, Int]:
+    """Rows and columns `(W, 6)`, in the central 32 x 32 fine cells, of windows around coarse cells.
+
+    Values below 0 or above 31 lie outside the chip's central part.
+    """
+    span = np.arange(-2, REFINED - 2)
+    return 2 * row[:, None] + span, 2 * column[:, None] + span
+
+
+def _is_central(row: Int, column: Int) -> NDArray[np.bool_]:
+    """`(W, 6, 6)`: the window's cell lies in its chip's central part."""
+    rows, columns = fine_cells(row, column)
+    row_ok, column_ok = (rows >= 0) & (rows < 32), (columns >= 0) & (columns < 32)
+    return row_ok[:, :, None] & column_ok[:, None, :]

@@ -1,0 +1,330 @@
+"""The posterior over camera poses: the one object that everything downstream reads.
+
+It is a piecewise constant density over the central 64 m of R chips. Coarse cells (4 m, 11.25 deg)
+carry mass everywhere; around the best poses fine windows (2 m, 2.8125 deg) take over the mass of
+the coarse cells that they cover. The probability that the camera is in none of the chips is an
+outcome of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ciper.geo import LocalFrame
+
+Float = NDArray[np.float64]
+Int = NDArray[np.int64]
+
+COARSE_M, FINE_M = 4.0, 2.0
+NUM_COARSE, NUM_FINE = 16, 32
+NUM_HEADINGS = 32
+HEADING_STEP_DEG = 360.0 / NUM_HEADINGS
+FINE_STEP_DEG = HEADING_STEP_DEG / 4
+# Share of a neighbouring coarse heading that a window's 9 fine headings reach into.
+NEIGHBOUR_SHARE = (9 * FINE_STEP_DEG - HEADING_STEP_DEG) / 2 / HEADING_STEP_DEG
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the chips are: centres `lat`, `lon` (R,) and `x_m`, `y_m` (R,) in `frame`."""
+
+    frame: LocalFrame
+    lat: Float
+    lon: Float
+    x_m: Float
+    y_m: Float
+
+    @classmethod
+    def around(cls, lat: Float, lon: Float) -> Places:
+        """Places in a local frame at the chips' middle."""
+        frame = LocalFrame(lat=float(np.mean(lat)), lon=float(np.mean(lon)))
+        x_m, y_m = frame.to_local(lat=lat, lon=lon)
+        return cls(frame, lat, lon, x_m, y_m)
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """W fine windows: chip, coarse heading, row, column `(W,)` of the cell that each is around.
+
+    `log_prob (W, 9, 6, 6)` is the mass of their cells: heading step, row (from north), column.
+    """
+
+    chip: Int
+    heading: Int
+    row: Int
+    column: Int
+    log_prob: Float
+
+    @property
+    def heading_deg(self) -> Float:
+        """`(W, 9)` headings."""
+        steps = 4 * self.heading[:, None] + np.arange(-4, 5)
+        return np.asarray(steps * FINE_STEP_DEG % 360.0, dtype=np.float64)
+
+    @property
+    def rows(self) -> Int:
+        """`(W, 6)` fine rows in the chip's central 32; outside 0..31 there is no mass."""
+        return 2 * self.row[:, None] + np.arange(-2, 4)
+
+    @property
+    def columns(self) -> Int:
+        """`(W, 6)` fine columns, likewise."""
+        return 2 * self.column[:, None] + np.arange(-2, 4)
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One mode: position in the posterior's frame, heading, its window's mass, and its chip."""
+
+    x_m: float
+    y_m: float
+    heading_deg: float
+    prob: float
+    chip: int
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A probability over the poses of R chips and "not in this gallery".
+
+    coarse: `(R, 32, 16, 16)` log mass of coarse cells that no window took over.
+    refinement: the fine windows.
+    outside_prob: mass of "not in this gallery"; the other masses sum to 1 (they are conditional on
+        the camera being in the gallery).
+    """
+
+    places: Places
+    coarse: Float
+    refinement: Refinement
+    outside_prob: float = 0.0
+
+    @classmethod
+    def from_logits(
+        cls,
+        places: Places,
+        coarse: Float,
+        refinement: Refinement,
+        *,
+        coarse_temperature: float = 1.0,
+        fine_temperature: float = 1.0,
+        floor: float = 0.0,
+    ) -> Posterior:
+        """Normalises logits; `refinement.log_prob` holds logits here.
+
+        A softmax over all coarse cells says how much mass the windows share, a softmax over all
+        window cells how they share it. `floor` mixes in a uniform density: the probability that
+        the evidence misleads.
+        """
+        log_prob = coarse.astype(np.float64) / coarse_temperature
+        log_prob -= _logsumexp(log_prob)
+        if floor > 0:
+            is_possible = np.isfinite(log_prob)
+            uniform = np.where(is_possible, np.log(floor / max(1, is_possible.sum())), -np.inf)
+            log_prob = np.logaddexp(log_prob + np.log1p(-floor), uniform)
+        share = _covered_share(log_prob.shape, refinement)
+        with np.errstate(divide="ignore"):
+            covered = _logsumexp(log_prob + np.log(share))
+            rest = log_prob + np.log1p(-share)
+        fine = refinement.log_prob / fine_temperature
+        fine = fine - _logsumexp(fine) + covered
+        return cls(places, rest, replace(refinement, log_prob=fine))
+
+    def times(
+        self, log_position: Callable[[Float, Float], Float], log_heading: Callable[[Float], Float]
+    ) -> Posterior:
+        """The product with a factor of position (x_m, y_m) and one of heading, renormalised."""
+        x, y = self.coarse_xy
+        heading = np.arange(NUM_HEADINGS) * HEADING_STEP_DEG
+        coarse = self.coarse + log_position(x, y)[:, None] + log_heading(heading)[:, None, None]
+        fx, fy = self.fine_xy
+        fine = self.refinement.log_prob + log_position(fx, fy)[:, None]
+        fine = fine + log_heading(self.refinement.heading_deg)[:, :, None, None]
+        total = np.logaddexp(_logsumexp(coarse), _logsumexp(fine))
+        refinement = replace(self.refinement, log_prob=fine - total)
+        return replace(self, coarse=coarse - total, refinement=refinement)
+
+    @cached_property
+    def coarse_xy(self) -> tuple[Float, Float]:
+        """Centres of the coarse cells in the frame: x and y `(R, 16, 16)`."""
+        return self._cell_xy(NUM_COARSE, COARSE_M)
+
+    @cached_property
+    def place_xy(self) -> tuple[Float, Float]:
+        """Centres of the 2 m places in the frame: x and y `(R, 32, 32)`."""
+        return self._cell_xy(NUM_FINE, FINE_M)
+
+    @cached_property
+    def fine_xy(self) -> tuple[Float, Float]:
+        """Centres of the windows' cells in the frame: x and y `(W, 6, 6)`."""
+        r = self.refinement
+        x = (r.columns - NUM_FINE / 2 + 0.5) * FINE_M + self.places.x_m[r.chip][:, None]
+        y = (NUM_FINE / 2 - 0.5 - r.rows) * FINE_M + self.places.y_m[r.chip][:, None]
+        shape = (len(x), 6, 6)
+        return np.broadcast_to(x[:, None], shape), np.broadcast_to(y[:, :, None], shape)
+
+    @cached_property
+    def place_prob(self) -> Float:
+        """Mass of every 2 m place, headings summed: `(R, 32, 32)`."""
+        coarse = np.exp(self.coarse).sum(1) / 4
+        prob = coarse.repeat(2, axis=1).repeat(2, axis=2)
+        r = self.refinement
+        mass = np.exp(r.log_prob).sum(1)
+        inside = (r.rows >= 0) & (r.rows < NUM_FINE)
+        inside_columns = (r.columns >= 0) & (r.columns < NUM_FINE)
+        w, i, j = np.nonzero(inside[:, :, None] & inside_columns[:, None, :])
+        np.add.at(prob, (r.chip[w], r.rows[w, i], r.columns[w, j]), mass[w, i, j])
+        return prob
+
+    @cached_property
+    def hypotheses(self) -> tuple[Hypothesis, ...]:
+        """The windows' modes, most probable first, at sub-cell precision."""
+        found = [self._mode_of_window(w) for w in range(len(self.refinement.chip))]
+        return tuple(sorted((h for h in found if h.prob > 0), key=lambda h: -h.prob))
+
+    @property
+    def mode(self) -> Hypothesis:
+        """The most probable hypothesis: the answer."""
+        return self.hypotheses[0]
+
+    def prob_within(self, radius_m: float, x_m: float, y_m: float) -> float:
+        """Mass of the circle of `radius_m` about a point, given that the camera is in the gallery."""
+        return float(self.place_prob[self._distance(x_m, y_m) <= radius_m].sum())
+
+    def radius_m(self, level: float) -> float:
+        """Radius of the circle about the mode that holds `level` of the mass in the gallery."""
+        distance = self._distance(self.mode.x_m, self.mode.y_m).ravel()
+        order = np.argsort(distance)
+        mass = np.cumsum(self.place_prob.ravel()[order])
+        index = min(int(np.searchsorted(mass, level * mass[-1])), len(order) - 1)
+        return float(max(distance[order][index], FINE_M / 2))
+
+    def highest_density_level(self, x_m: float, y_m: float) -> float:
+        """Mass of all places denser than the one at a point: the point lies in the highest-density
+        region of every level above it. 1 if the point lies in no chip's central part."""
+        place = self.place_at(x_m, y_m)
+        if place is None:
+            return 1.0
+        density = self.place_prob[place]
+        prob = self.place_prob.ravel()
+        # Half of the ties (the place itself at least) count: mid-ranks keep levels uniform.
+        return float(prob[prob > density].sum() + 0.5 * prob[prob == density].sum())
+
+    def place_at(self, x_m: float, y_m: float) -> tuple[int, int, int] | None:
+        """Chip, row and column of the 2 m place that holds a point."""
+        dx, dy = x_m - self.places.x_m, y_m - self.places.y_m
+        chip = int(np.argmin(np.maximum(np.abs(dx), np.abs(dy))))
+        column = int(np.floor(dx[chip] / FINE_M + NUM_FINE / 2))
+        row = int(np.floor(NUM_FINE / 2 - dy[chip] / FINE_M))
+        # The local frame of a whole city bends by millimetres: a place's edge is no border.
+        column, row = (int(np.clip(i, 0, 31)) if -1 <= i <= 32 else i for i in (column, row))
+        is_inside = 0 <= row < NUM_FINE and 0 <= column < NUM_FINE
+        return (chip, row, column) if is_inside else None
+
+    def log_density(self, x_m: float, y_m: float) -> float:
+        """Log density per square metre at a point; -inf outside the chips."""
+        place = self.place_at(x_m, y_m)
+        with np.errstate(divide="ignore"):
+            return -np.inf if place is None else float(np.log(self.place_prob[place] / FINE_M**2))
+
+    @cached_property
+    def heading_sigma_deg(self) -> float:
+        """Circular standard deviation of the heading over the whole mass.
+
+        Mardia and Jupp, Directional Statistics, 2.3.14: sqrt(-2 ln R).
+        """
+        coarse = np.exp(self.coarse).sum((0, 2, 3))
+        fine = np.exp(self.refinement.log_prob).sum((2, 3)).ravel()
+        angle = np.deg2rad(
+            np.concatenate(
+                [np.arange(NUM_HEADINGS) * HEADING_STEP_DEG, self.refinement.heading_deg.ravel()]
+            )
+        )
+        weight = np.concatenate([coarse, fine])
+        length = abs(np.sum(weight * np.exp(1j * angle))) / weight.sum()
+        return float(np.rad2deg(np.sqrt(-2 * np.log(np.clip(length, 1e-12, 1.0)))))
+
+    def sample(self, num_samples: int, rng: np.random.Generator) -> Float:
+        """Draws poses `(num_samples, 3)`: x_m, y_m, heading_deg, uniform within their cells."""
+        coarse, fine = np.exp(self.coarse).ravel(), np.exp(self.refinement.log_prob).ravel()
+        weight = np.concatenate([coarse, fine])
+        index = rng.choice(len(weight), num_samples, p=weight / weight.sum())
+        is_fine = index >= len(coarse)
+        chip, heading, row, column = np.unravel_index(
+            np.where(is_fine, 0, index), self.coarse.shape
+        )
+        window, step, i, j = np.unravel_index(
+            np.where(is_fine, index - len(coarse), 0), self.refinement.log_prob.shape
+        )
+        cx, cy = self.coarse_xy
+        fx, fy = self.fine_xy
+        pose = np.where(
+            is_fine,
+            [fx[window, i, j], fy[window, i, j], self.refinement.heading_deg[window, step]],
+            [cx[chip, row, column], cy[chip, row, column], heading * HEADING_STEP_DEG],
+        )
+        width = np.where(
+            is_fine, [[FINE_M], [FINE_M], [FINE_STEP_DEG]], [[COARSE_M], [COARSE_M], [HEADING_STEP_DEG]]
+        )
+        pose = (pose + (rng.random(pose.shape) - 0.5) * width).T
+        pose[:, 2] %= 360.0
+        return pose
+
+    def _cell_xy(self, num_cells: int, cell_m: float) -> tuple[Float, Float]:
+        offset = (np.arange(num_cells) + 0.5 - num_cells / 2) * cell_m
+        shape = (len(self.places.x_m), num_cells, num_cells)
+        x = self.places.x_m[:, None, None] + offset
+        y = self.places.y_m[:, None, None] - offset[:, None]
+        return np.broadcast_to(x, shape), np.broadcast_to(y, shape)
+
+    def _distance(self, x_m: float, y_m: float) -> Float:
+        x, y = self.place_xy
+        return np.hypot(x - x_m, y - y_m)
+
+    def _mode_of_window(self, window: int) -> Hypothesis:
+        """The mean of the 3 x 3 x 3 cells around the window's densest cell."""
+        r = self.refinement
+        prob = np.exp(r.log_prob[window])
+        h, i, j = np.unravel_index(int(prob.argmax()), prob.shape)
+        near = (
+            slice(max(h - 1, 0), h + 2),
+            slice(max(i - 1, 0), i + 2),
+            slice(max(j - 1, 0), j + 2),
+        )
+        weight = prob[near] / max(prob[near].sum(), 1e-300)
+        x, y = self.fine_xy
+        step = 4 * r.heading[window] + np.arange(-4, 5)[near[0]]
+        return Hypothesis(
+            x_m=float((weight.sum((0, 1)) * x[window, i, near[2]]).sum()),
+            y_m=float((weight.sum((0, 2)) * y[window, near[1], j]).sum()),
+            heading_deg=float((weight.sum((1, 2)) * step).sum() * FINE_STEP_DEG % 360.0),
+            prob=float(prob.sum()),
+            chip=int(r.chip[window]),
+        )
+
+
+def _covered_share(shape: tuple[int, ...], refinement: Refinement) -> Float:
+    """Share of every coarse cell that windows take over: `(R, 32, 16, 16)`."""
+    share = np.zeros(shape)
+    offsets = np.arange(-1, 2)
+    for turn, part in ((-1, NEIGHBOUR_SHARE), (0, 1.0), (1, NEIGHBOUR_SHARE)):
+        heading = (refinement.heading + turn) % NUM_HEADINGS
+        rows = refinement.row[:, None] + offsets
+        columns = refinement.column[:, None] + offsets
+        is_inside = ((rows >= 0) & (rows < NUM_COARSE))[:, :, None]
+        is_inside = is_inside & ((columns >= 0) & (columns < NUM_COARSE))[:, None, :]
+        w, i, j = np.nonzero(is_inside)
+        cells = (refinement.chip[w], heading[w], rows[w, i], columns[w, j])
+        np.maximum.at(share, cells, part)
+    return share
+
+
+def _logsumexp(x: Float) -> float:
+    peak = float(x.max())
+    if not np.isfinite(peak):
+        return -np.inf
+    return peak + float(np.log(np.exp(x - peak).sum()))
