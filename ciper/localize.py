@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -205,6 +205,17 @@ class Localizer:
         self, code: GroundCode, *, near: Near | None = None, heading: Heading | None = None
     ) -> tuple[Posterior, tuple[float, ...]]:
         """The posterior of an encoded photo over the gallery, and what its confidence rests on."""
+        evidence, places, prior = self.evidence(code, near=near, heading=heading)
+        calibration = self.model.calibration
+        posterior = posterior_of(evidence, places, calibration)
+        features = confidence_features(evidence, posterior, prior)
+        outside = 1.0 - logistic(calibration.in_gallery, features)
+        return replace(posterior, outside_prob=outside), features
+
+    def evidence(
+        self, code: GroundCode, *, near: Near | None = None, heading: Heading | None = None
+    ) -> tuple[Evidence, Places, NDArray[np.float32] | None]:
+        """Uncalibrated logits of an encoded photo, where its candidates are, and the log prior."""
         chips = self.candidates(code, near)
         table = self.gallery.chips
         places = Places.around(table.lat[chips], table.lon[chips])
@@ -216,19 +227,7 @@ class Localizer:
             lambda used: torch.from_numpy(self.gallery.fine[chips[used]]).to(self.model.device),
             log_prior=prior,
         )
-        calibration = self.model.calibration
-        posterior = posterior_of(evidence, places, calibration)
-        features = confidence_features(evidence, posterior, prior)
-        outside = 1.0 - logistic(calibration.in_gallery, features)
-        return (
-            Posterior(
-                places=posterior.places,
-                coarse=posterior.coarse,
-                refinement=posterior.refinement,
-                outside_prob=outside,
-            ),
-            features,
-        )
+        return evidence, places, prior
 
     def candidates(self, code: GroundCode, near: Near | None) -> NDArray[np.int64]:
         """The chips that the photo is matched with: all, those near the prior, or a shortlist."""

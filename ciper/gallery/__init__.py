@@ -1,0 +1,1 @@
+"""Galleries: rasters -> chips on one world-wide grid -> features on disk -> nearest neighbours."""
