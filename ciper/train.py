@@ -129,6 +129,7 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
+        """Where the run keeps everything that it needs to go on."""
         return self.out / "checkpoint.safetensors"
 
     def advance(self, batch: Batch) -> dict[str, float]:
@@ -149,13 +150,11 @@ class Run:
         total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         self.optimiser.zero_grad()
         total.backward()
-        norm = nn.utils.clip_grad_norm_(
-            self.network.parameters(), self.config.train.max_grad_norm
-        )
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.train.max_grad_norm)
         self.optimiser.step()
         self.step += 1
         values = {**losses, **stats, "grad_norm": norm}
-        return {"lr": lr, **{name: float(value) for name, value in values.items()}}
+        return {"lr": lr, **{name: float(value.detach()) for name, value in values.items()}}
 
     def save(self, metrics: dict[str, float]) -> None:
         """Writes the checkpoint, atomically."""
@@ -192,8 +191,8 @@ class Run:
         for name, loss in losses.items():
             if not torch.isfinite(loss):
                 raise TrainingError(
-                    f"the loss '{name}' is {float(loss)} at step {self.step}; expected a finite "
-                    "number; lower train.lr or start again from the last checkpoint"
+                    f"the loss '{name}' is {float(loss.detach())} at step {self.step}; expected "
+                    "a finite number; lower train.lr or start again from the last checkpoint"
                 )
 
 
@@ -270,9 +269,7 @@ def train(
 
 def training_batches(pairs: SyntheticPairs, config: OptimConfig, start: int) -> Iterator[Batch]:
     """The batches from step `start` to the end."""
-    return pairs.batches(
-        range(start, config.num_steps), config.batch_size, narrow_shares(config)
-    )
+    return pairs.batches(range(start, config.num_steps), config.batch_size, narrow_shares(config))
 
 
 def narrow_shares(config: OptimConfig) -> Sequence[float]:
@@ -289,13 +286,13 @@ def event_writer(out: Path) -> Iterator[Callable[[dict[str, float], int], None]]
     except ImportError:
         yield lambda _means, _step: None
         return
-    writer = SummaryWriter(str(out))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(out))
 
     def write(means: dict[str, float], step: int) -> None:
         for name, value in means.items():
-            writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            writer.add_scalar(name, value, step)
 
     try:
         yield write
     finally:
-        writer.close()  # type: ignore[no-untyped-call]
+        writer.close()

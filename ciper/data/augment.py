@@ -68,7 +68,8 @@ def pinhole_mask(
     forward = y * np.cos(pitch) + z * np.sin(pitch)
     up = z * np.cos(pitch) - y * np.sin(pitch)
     half = np.tan(np.deg2rad(hfov_deg) / 2)
-    return (forward > 1e-6) & (np.abs(x) <= half * forward) & (np.abs(up) <= half / aspect * forward)
+    is_within = (np.abs(x) <= half * forward) & (np.abs(up) <= half / aspect * forward)
+    return np.asarray((forward > 1e-6) & is_within)
 
 
 def change_colour(image: Image, rng: np.random.Generator, config: AugmentConfig) -> Image:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -138,7 +139,7 @@ class SyntheticPairs:
         order = np.random.default_rng([self.seed, 2, epoch]).permutation(len(self.photos))
         share = self.config.augment.narrow_share if narrow_share is None else narrow_share
         items = [
-            self._pair(*self.photos[order[start + i]], [self.seed, 3, step, i], share)
+            self._pair(self.photos[order[start + i]], [self.seed, 3, step, i], share)
             for i in range(size)
         ]
         return Batch(*(torch.from_numpy(np.stack(column)) for column in zip(*items, strict=True)))
@@ -157,8 +158,9 @@ class SyntheticPairs:
                 yield waiting.result()
 
     def _pair(
-        self, city: int, photo: int, entropy: Sequence[int], narrow_share: float
-    ) -> tuple[NDArray[np.generic], ...]:
+        self, chosen: NDArray[np.int64], entropy: Sequence[int], narrow_share: float
+    ) -> tuple[Any, ...]:
+        city, photo = chosen
         rng = np.random.default_rng(entropy)
         rendered, augment = self.cities[city], self.config.augment
         x_m, y_m, heading_deg, _ = rendered.poses[photo]
@@ -171,7 +173,11 @@ class SyntheticPairs:
             chip, is_valid, canvas = chip[:, ::-1], is_valid[:, ::-1], canvas[:, ::-1]
             pose = mirror_pose(pose)
         turns = int(rng.integers(4))
-        chip, is_valid, pose = np.rot90(chip, turns), np.rot90(is_valid, turns), turn_pose(pose, turns)
+        chip, is_valid, pose = (
+            np.rot90(chip, turns),
+            np.rot90(is_valid, turns),
+            turn_pose(pose, turns),
+        )
         is_visible = np.ones(canvas.shape[:2], dtype=bool)
         if rng.random() < narrow_share:
             is_visible = pinhole_mask(
@@ -180,6 +186,8 @@ class SyntheticPairs:
                 aspect=rng.choice([4 / 3, 3 / 2, 16 / 9]),
                 pitch_deg=rng.uniform(-augment.pitch_deg, augment.pitch_deg),
             )
+            # A hand-held photo's pitch is known to a degree or two: a row is 0.7 deg.
+            canvas = np.roll(canvas, rng.integers(-2, 3), axis=0)
         return (
             change_colour(np.ascontiguousarray(canvas), rng, augment) * is_visible[..., None],
             is_visible,
@@ -206,11 +214,11 @@ class SyntheticPairs:
         top = round(height - (y_m + rng.uniform(-reach, reach)) / gsd) - size // 2
         rows, columns = np.arange(top, top + size), np.arange(left, left + size)
         is_valid = ((rows >= 0) & (rows < height))[:, None] & (columns >= 0) & (columns < width)
-        chip = aerial[
-            max(top, 0) : max(top + size, 0), max(left, 0) : max(left + size, 0)
-        ]
+        chip = aerial[max(top, 0) : max(top + size, 0), max(left, 0) : max(left + size, 0)]
         padded = np.zeros((size, size, 3), np.uint8)
         first_row, first_column = max(-top, 0), max(-left, 0)
-        padded[first_row : first_row + chip.shape[0], first_column : first_column + chip.shape[1]] = chip
+        padded[
+            first_row : first_row + chip.shape[0], first_column : first_column + chip.shape[1]
+        ] = chip
         centre = ((left + size / 2) * gsd, (height - top - size / 2) * gsd)
         return padded, is_valid, (x_m - centre[0], y_m - centre[1]), centre

@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ciper.data.sample import Batch
@@ -21,9 +20,10 @@ from ciper.model.network import AerialCode, GroundCode, Network
 class CriterionConfig:
     """How many wrong places a photo is held against, and the city that they stand for.
 
-    `num_negative_chips` chips of the batch, at every second row, column and heading, stand for `city_cells` coarse
-    cells (15,625 are 0.25 km^2): their sum is scaled up, so that the softmax learns the odds that
-    it will meet in a city.
+    `num_negative_chips` chips of the batch, at every second row, column and heading, stand for
+    `city_cells` coarse cells (15,625 are 0.25 km^2): their sum is scaled up, so that the softmax
+    learns the odds that it will meet in a city. A wrong mode is one that is not within `near_m`
+    and `near_deg` of the truth.
     """
 
     num_negative_chips: int = 16
@@ -268,7 +268,7 @@ def retrieval_loss(
     network: Network, ground: GroundCode, aerial: AerialCode, pose: Tensor, is_wrong: Tensor
 ) -> Tensor:
     """Cross-entropy of the true place among all places of the batch (InfoNCE over places)."""
-    batch, num_places, _ = aerial.descriptors.shape
+    batch = len(pose)
     similarity = torch.einsum("nd,bpd->nbp", ground.descriptor, aerial.descriptors)
     logits = similarity * network.retrieval_log_scale.exp().clamp(max=60.0)
     own = torch.eye(batch, dtype=torch.bool, device=pose.device)
@@ -282,7 +282,7 @@ def retrieval_loss(
 
 def statistics(volume: Tensor, negatives: Tensor, pose: Tensor) -> dict[str, Tensor]:
     """How often the best coarse cell is near the truth, and how often a wrong chip beats it."""
-    best, index = volume.flatten(1).max(1)
+    index = volume.flatten(1).argmax(1)
     heading, row, column = unravel(index, volume.shape[1:])
     dx = (column - 7.5) * COARSE.cell_m - pose[:, 0]
     dy = (7.5 - row) * COARSE.cell_m - pose[:, 1]

@@ -42,10 +42,12 @@ class TemplateSpec:
 
     @property
     def num_channels(self) -> int:
+        """C: two per pair."""
         return 2 * len(PAIR_FREQUENCIES)
 
     @property
     def heading_step_deg(self) -> float:
+        """Angle between two headings."""
         return 360.0 / self.num_headings
 
 
@@ -131,6 +133,9 @@ class PolarLift(nn.Module):
     A column's rows (elevations) of the stem and of the transformer, and the pose token, go through
     one MLP to every ring of that bearing. Bearings that the photo does not see are empty.
     """
+
+    coarse_bearings: Tensor
+    fine_bearings: Tensor
 
     def __init__(self, config: EncoderConfig, *, canvas_rows: int) -> None:
         super().__init__()
@@ -241,6 +246,9 @@ class Windows:
 class Correlation(nn.Module):
     """Turns polar templates to every heading and correlates them with aerial maps."""
 
+    coarse_matrix: Tensor
+    fine_matrix: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.coarse_log_scale = nn.Parameter(torch.tensor(math.log(0.03)))
@@ -257,9 +265,10 @@ class Correlation(nn.Module):
         steps = torch.arange(COARSE.num_headings, device=polar.device)
         angle = steps * math.radians(COARSE.heading_step_deg)
         templates = self._resample(self.coarse_matrix, polar, COARSE)
-        return (turn_pairs(templates, angle[:, None, None, None]) * self.coarse_log_scale.exp().to(
-            templates.dtype
-        )).permute(3, 0, 4, 1, 2)
+        return (
+            turn_pairs(templates, angle[:, None, None, None])
+            * self.coarse_log_scale.exp().to(templates.dtype)
+        ).permute(3, 0, 4, 1, 2)
 
     def coarse_volume(self, templates: Tensor, coarse: Tensor, *, stride: int = 1) -> Tensor:
         """Every photo against every chip.
@@ -273,15 +282,18 @@ class Correlation(nn.Module):
             Logits `(B, R, 32, rows, columns)` at the centres of the chip's central cells.
         """
         num_photos, num_headings = templates.shape[:2]
-        logits = F.conv2d(coarse.to(templates.dtype), templates.flatten(0, 1), stride=stride)
-        return logits.unflatten(1, (num_photos, num_headings)).transpose(0, 1)
+        logits: Tensor = F.conv2d(
+            coarse.to(templates.dtype), templates.flatten(0, 1), stride=stride
+        )
+        num_chips, _, *size = logits.shape
+        return logits.view(num_chips, num_photos, num_headings, *size).transpose(0, 1)
 
     def paired_volume(self, templates: Tensor, coarse: Tensor) -> Tensor:
         """Photo i against chip i only: `(B, 32, 16, 16)`."""
         batch, num_headings = templates.shape[:2]
         maps = coarse.to(templates.dtype).reshape(1, -1, *coarse.shape[2:])
-        logits = F.conv2d(maps, templates.flatten(0, 1), groups=batch)
-        return logits[0].unflatten(0, (batch, num_headings))
+        logits: Tensor = F.conv2d(maps, templates.flatten(0, 1), groups=batch)
+        return logits.view(batch, num_headings, *logits.shape[2:])
 
     def fine_volume(self, polar: Tensor, fine: Tensor, windows: Windows) -> Tensor:
         """Fine evidence in windows.

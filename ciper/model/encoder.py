@@ -119,6 +119,7 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, *, wraps: bool) -> Tensor:
+        """`(B, H, W, C)` to the same shape."""
         y = convolve(self.conv1, F.relu(self.norm1(x)), wraps=wraps)
         return x + convolve(self.conv2, F.relu(self.norm2(y)), wraps=wraps)
 
@@ -167,13 +168,15 @@ class TransformerBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(B, tokens, D)` to the same shape."""
         batch, num_tokens, width = x.shape
         qkv = self.to_qkv(self.norm1(x)).view(batch, num_tokens, 3, self.num_heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         weights = ((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)).softmax(-1)
         mixed = (weights.to(value.dtype) @ value).transpose(1, 2).reshape(batch, num_tokens, width)
         x = x + self.project(mixed)
-        return x + self.mlp(self.norm2(x))
+        hidden: Tensor = self.mlp(self.norm2(x))
+        return x + hidden
 
 
 class Encoder(nn.Module):
@@ -182,7 +185,12 @@ class Encoder(nn.Module):
     Two learned tokens, class and pose, stand before the patches; a learned vector names the view.
     """
 
-    def __init__(self, config: EncoderConfig, *, ground_rays: Tensor, aerial_metres: Tensor) -> None:
+    ground_rays: Tensor
+    aerial_metres: Tensor
+
+    def __init__(
+        self, config: EncoderConfig, *, ground_rays: Tensor, aerial_metres: Tensor
+    ) -> None:
         super().__init__()
         self.ground_stem = Stem(config, wraps=True)
         self.aerial_stem = Stem(config, wraps=False)

@@ -85,9 +85,7 @@ class Model:
         return AerialCodes(*(_half(t) for t in (code.descriptors, code.coarse, code.fine)))
 
     @torch.inference_mode()
-    def encode_photos(
-        self, canvases: NDArray[np.uint8], visible: NDArray[np.bool_]
-    ) -> GroundCode:
+    def encode_photos(self, canvases: NDArray[np.uint8], visible: NDArray[np.bool_]) -> GroundCode:
         """Codes of canvases `(B, h, w, 3)` with what of them is visible `(B, h, w)`."""
         with torch.autocast(self._device_type, torch.bfloat16):
             return self.network.encode_ground(self._tensor(canvases), self._tensor(visible))
@@ -160,7 +158,5 @@ def export_weights(checkpoint: Path, out: Path, calibration: Calibration) -> Non
     """
     state, header = load_checkpoint(checkpoint)
     weights = {k: v.half() for k, v in state.items() if k.startswith("model.")}
-    kept = {k: header[k] for k in ("config", "step", "metrics") if k in header}
+    kept: dict[str, Any] = {k: header[k] for k in ("config", "step", "metrics") if k in header}
     save_checkpoint(out, weights, {**kept, "calibration": to_dict(calibration)})
-
-

@@ -120,14 +120,14 @@ def _fine_logits(
     """One view's `(W, 9, 7, 7)` logits in windows around cells (map, row, column, heading)."""
     index = [torch.from_numpy(np.ascontiguousarray(a)).to(maps.device) for a in cells]
     windows = Windows(torch.full_like(index[0], view), *index)
-    logits: Float = network.correlation.fine_volume(ground.polar_fine, maps, windows).float().cpu().numpy()
-    return logits
+    logits = network.correlation.fine_volume(ground.polar_fine, maps, windows)
+    return np.asarray(logits.float().cpu().numpy())
 
 
 def _average(logits: Float) -> Float:
     """Log of the mean likelihood over the first axis."""
     if len(logits) == 1:
-        return logits[0]
+        return np.asarray(logits[0])
     peak = logits.max(0)
     return np.asarray(peak + np.log(np.exp(logits - peak).mean(0)), dtype=np.float32)
 

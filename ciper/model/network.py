@@ -69,6 +69,8 @@ def normalise(image: Tensor, is_valid: Tensor) -> Tensor:
 class GroundDescriptor(nn.Module):
     """One vector per photo, blind to the heading: class token and harmonics of its bearings."""
 
+    harmonics: Tensor
+
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.squeeze = nn.Linear(384, 64)
@@ -76,7 +78,10 @@ class GroundDescriptor(nn.Module):
         self.register_buffer("harmonics", _harmonics(column_bearings_rad(64)) / 64, False)
 
     def forward(self, class_token: Tensor, columns: Tensor) -> Tensor:
-        pooled = torch.einsum("hn,bnc->bhc", self.harmonics.to(columns.dtype), self.squeeze(columns))
+        """Class token `(B, width)` and hidden columns `(B, 64, 384)` to unit vectors `(B, D)`."""
+        pooled = torch.einsum(
+            "hn,bnc->bhc", self.harmonics.to(columns.dtype), self.squeeze(columns)
+        )
         return F.normalize(
             self.mlp(torch.cat([class_token, _magnitudes(pooled)], dim=-1)).float(), dim=-1
         )
@@ -91,6 +96,8 @@ class PlaceDescriptors(nn.Module):
 
     RING_EDGES_M = (0.0, 9.0, 20.0, 34.0)
 
+    pooling: Tensor
+
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         width, num_rings = config.encoder.width, len(self.RING_EDGES_M) - 1
@@ -100,6 +107,7 @@ class PlaceDescriptors(nn.Module):
         self.register_buffer("pooling", self._pooling(patches, config.gsd * 16), False)
 
     def forward(self, patches: Tensor) -> Tensor:
+        """Patches `(B, 16, 16, width)` to unit vectors `(B, 64, D)`."""
         batch, rows, columns, _ = patches.shape
         squeezed = self.squeeze(patches).reshape(batch, rows * columns, -1)
         pooled = torch.matmul(self.pooling.flatten(0, 2).to(squeezed.dtype), squeezed)
@@ -112,7 +120,7 @@ class PlaceDescriptors(nn.Module):
         """`(places, rings, harmonics, patches)`: ring means of bearing harmonics per place."""
         position = (torch.arange(patches) + 0.5 - patches / 2) * patch_m
         x, y = position.repeat(patches), -position.repeat_interleave(patches)
-        inner = (position.abs() < patches * patch_m / 4)
+        inner = position.abs() < patches * patch_m / 4
         is_place = inner.repeat(patches) & inner.repeat_interleave(patches)
         dx = x[None] - x[is_place][:, None]
         dy = y[None] - y[is_place][:, None]
@@ -129,7 +137,13 @@ def _harmonics(bearing_rad: Tensor) -> Tensor:
     """`(...)` to `(5, ...)`: 1, cos b, sin b, cos 2b, sin 2b."""
     one = torch.ones_like(bearing_rad)
     return torch.stack(
-        [one, bearing_rad.cos(), bearing_rad.sin(), (2 * bearing_rad).cos(), (2 * bearing_rad).sin()]
+        [
+            one,
+            bearing_rad.cos(),
+            bearing_rad.sin(),
+            (2 * bearing_rad).cos(),
+            (2 * bearing_rad).sin(),
+        ]
     )
 
 

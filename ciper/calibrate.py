@@ -1,0 +1,227 @@
+"""Calibration: turns logits into probabilities that can be trusted, and exports the weights.
+
+Fitted on validation cities that neither training nor any reported figure uses. Photos of the
+city and foreign ones (of another city) meet each city's gallery; two temperatures and a floor are
+chosen by the likelihood of the true places, two logistic models by that of "within 5 m" and
+"in this gallery".
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from ciper.data.poses import PhotoPose, read_poses
+from ciper.index import build_index
+from ciper.localize import (
+    CONFIDENT_WITHIN_M,
+    Localizer,
+    posterior_of,
+)
+from ciper.model.load import Calibration, Model, export_weights, load_model
+from ciper.model.network import GroundCode
+from ciper.posterior import COARSE_M
+from ciper.simulate import SimulateConfig, simulate
+
+Float = NDArray[np.floating[Any]]
+Progress = Callable[[str, int, int], None]
+
+COARSE_TEMPERATURES = (0.8, 1.0, 1.25, 1.6, 2.0)
+FINE_TEMPERATURES = (0.8, 1.1, 1.5, 2.0)
+FLOORS = (1e-4, 1e-3, 0.003, 0.01, 0.03, 0.1)
+# Weight of a missed coverage (0 to 1) against the mean log likelihood when temperatures are chosen.
+COVERAGE_WEIGHT = 4.0
+RIDGE = 1e-2
+
+
+@dataclass(frozen=True)
+class CalibrateConfig:
+    """Which validation cities: their seeds, size, and photos of each camera in each city."""
+
+    seeds: tuple[int, ...] = (200_001, 200_002, 200_003)
+    size_m: float = 1000.0
+    num_photos: int = 40
+    cameras: tuple[str, ...] = ("panorama", "pinhole:90")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A photo of a city against its gallery under every pair of temperatures, all `(T,)`.
+
+    log_density: of the true place (per m^2) without a floor; level: its highest-density level;
+    area_m2: of the gallery.
+    """
+
+    log_density: Float
+    level: Float
+    area_m2: float
+
+
+def ignore_progress(_what: str, _done: int, _total: int) -> None:
+    """The silent progress callback."""
+
+
+def calibrate(
+    checkpoint: Path,
+    out: Path,
+    config: CalibrateConfig | None = None,
+    *,
+    cache: Path,
+    device: str | None = None,
+    progress: Progress = ignore_progress,
+) -> Calibration:
+    """Fits the calibration of a checkpoint and writes weights with it.
+
+    Args:
+        checkpoint: of a training run, or exported weights.
+        out: weights file to write (float16 weights, configuration, calibration).
+        config: the validation cities.
+        cache: folder that keeps the simulated cities.
+        device: of the network.
+        progress: called with (what, done, total).
+
+    Returns:
+        The calibration that was written.
+    """
+    config = config or CalibrateConfig()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Fit what will be used: the float16 weights.
+    export_weights(checkpoint, out, Calibration())
+    model = load_model(out, device)
+    cities = [prepare_city(model, config, cache, i, progress) for i in range(len(config.seeds))]
+    cases = [
+        temperature_case(city.localizer, photo)
+        for number, city in enumerate(cities, start=1)
+        for photo in _shown(city.own, progress, f"temperatures, city {number}")
+    ]
+    calibration = fit_temperatures(cases)
+    model = replace(model, calibration=calibration)
+    features, is_right, is_own = [], [], []
+    for number, city in enumerate(cities, start=1):
+        localizer = Localizer(city.localizer.gallery, model)
+        for photo in _shown((*city.own, *city.foreign), progress, f"confidence, city {number}"):
+            found, error_m = answer(localizer, photo)
+            features.append(found)
+            is_own.append(photo in city.own)
+            is_right.append(is_own[-1] and error_m <= CONFIDENT_WITHIN_M)
+    calibration = replace(
+        calibration,
+        confidence=fit_logistic(np.array(features), np.array(is_right)),
+        in_gallery=fit_logistic(np.array(features), np.array(is_own)),
+    )
+    export_weights(checkpoint, out, calibration)
+    return calibration
+
+
+@dataclass(frozen=True)
+class City:
+    """A validation city: its gallery, its own photos, and those of another city."""
+
+    localizer: Localizer
+    own: tuple[PhotoPose, ...]
+    foreign: tuple[PhotoPose, ...]
+
+
+def prepare_city(
+    model: Model, config: CalibrateConfig, cache: Path, number: int, progress: Progress
+) -> City:
+    """Simulates (once) and indexes one validation city; the next city's photos are foreign."""
+    seed, stranger = config.seeds[number], config.seeds[(number + 1) % len(config.seeds)]
+    own = [_city(seed, camera, config, cache) for camera in config.cameras]
+    foreign = [_city(stranger, camera, config, cache) for camera in config.cameras]
+    gallery = cache / f"gallery-{model.model_hash[:12]}-{seed}-{config.size_m:g}"
+    build_index([own[0] / "aerial.tif"], gallery, model)
+    progress("preparing cities", number + 1, len(config.seeds))
+    return City(
+        localizer=Localizer(gallery, model),
+        own=tuple(photo for folder in own for photo in read_poses(folder / "poses.csv")),
+        foreign=tuple(photo for folder in foreign for photo in read_poses(folder / "poses.csv")),
+    )
+
+
+def fit_temperatures(cases: Sequence[Case]) -> Calibration:
+    """The temperatures and the floor under which the true places are most likely.
+
+    The score is the mean log likelihood less a penalty for a coverage of the 50 % and 90 %
+    regions that is off.
+    """
+    density = np.exp(np.array([c.log_density for c in cases]))
+    level = np.array([c.level for c in cases])
+    area = np.array([c.area_m2 for c in cases])
+    best = (-np.inf, 0, FLOORS[0])
+    for floor in FLOORS:
+        likelihood = np.log((1 - floor) * density + floor / area[:, None]).mean(0)
+        coverage = [((1 - floor) * level <= q).mean(0) for q in (0.5, 0.9)]
+        missed = np.abs(coverage[0] - 0.5) + np.abs(coverage[1] - 0.9)
+        score = likelihood - COVERAGE_WEIGHT * missed
+        index = int(score.argmax())
+        best = max(best, (float(score[index]), index, floor))
+    _, chosen, floor = best
+    coarse, fine = list(itertools.product(COARSE_TEMPERATURES, FINE_TEMPERATURES))[chosen]
+    return Calibration(coarse_temperature=coarse, fine_temperature=fine, floor=floor)
+
+
+def fit_logistic(features: Float, labels: NDArray[np.bool_]) -> tuple[float, ...]:
+    """Ridge-regularised logistic regression: (constant, one weight per feature)."""
+    mean, scale = features.mean(0), features.std(0) + 1e-9
+    x = np.column_stack([np.ones(len(features)), (features - mean) / scale])
+    sign = np.where(labels, 1.0, -1.0)
+
+    def loss(weights: Float) -> float:
+        return float(
+            np.logaddexp(0, -sign * (x @ weights)).mean() + RIDGE * (weights[1:] ** 2).sum()
+        )
+
+    weights = minimize(loss, np.zeros(x.shape[1])).x
+    slopes = weights[1:] / scale
+    return (float(weights[0] - (slopes * mean).sum()), *map(float, slopes))
+
+
+def _city(seed: int, camera: str, config: CalibrateConfig, cache: Path) -> Path:
+    folder = cache / f"{seed}-{config.size_m:g}-{config.num_photos}-{camera.replace(':', '')}"
+    if not folder.exists():
+        simulate(
+            folder,
+            SimulateConfig(
+                seed=seed, size_m=config.size_m, num_photos=config.num_photos, camera=camera
+            ),
+        )
+    return folder
+
+
+def _shown(photos: Sequence[PhotoPose], progress: Progress, what: str) -> Iterator[PhotoPose]:
+    for done, photo in enumerate(photos, start=1):
+        yield photo
+        progress(what, done, len(photos))
+
+
+def temperature_case(localizer: Localizer, photo: PhotoPose) -> Case:
+    """How a photo's posterior rates the truth under every pair of temperatures."""
+    found = localizer.match(_code(localizer, photo))
+    x_m, y_m = (float(a) for a in found.places.frame.to_local(lat=photo.lat, lon=photo.lon))
+    density, level = [], []
+    for coarse, fine in itertools.product(COARSE_TEMPERATURES, FINE_TEMPERATURES):
+        calibration = Calibration(coarse_temperature=coarse, fine_temperature=fine, floor=0.0)
+        posterior = posterior_of(found.evidence, found.places, calibration)
+        density.append(posterior.log_density(x_m, y_m))
+        level.append(posterior.highest_density_level(x_m, y_m))
+    area_m2 = found.evidence.coarse[:, 0].size * COARSE_M**2
+    return Case(np.array(density), np.array(level), area_m2)
+
+
+def answer(localizer: Localizer, photo: PhotoPose) -> tuple[tuple[float, ...], float]:
+    """A photo's confidence features and its answer's distance from the truth."""
+    posterior, features = localizer.posterior(_code(localizer, photo))
+    x_m, y_m = posterior.places.frame.to_local(lat=photo.lat, lon=photo.lon)
+    return features, float(np.hypot(posterior.mode.x_m - x_m, posterior.mode.y_m - y_m))
+
+
+def _code(localizer: Localizer, photo: PhotoPose) -> GroundCode:
+    return localizer.read(photo.photo, camera=photo.camera_overrides).code

@@ -1,0 +1,56 @@
+"""Calibration: fits that must find what generated the data."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from ciper.calibrate import (
+    COARSE_TEMPERATURES,
+    FINE_TEMPERATURES,
+    Case,
+    fit_logistic,
+    fit_temperatures,
+)
+from ciper.localize import logistic
+
+
+def test_logistic_fit_finds_the_odds_and_ignores_noise() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(4000, 3)) * (1.0, 10.0, 1.0) + (0.0, 50.0, 0.0)
+    odds = -5.0 + 0.1 * features[:, 1]
+    labels = rng.random(4000) < 1 / (1 + np.exp(-odds))
+    weights = fit_logistic(features, labels)
+    assert abs(weights[1]) < 0.1
+    assert weights[2] == pytest.approx(0.1, rel=0.2)
+    assert logistic(weights, (0.0, 50.0, 0.0)) == pytest.approx(0.5, abs=0.05)
+    assert logistic(weights, (0.0, 80.0, 0.0)) > 0.9
+
+
+def test_logistic_fit_survives_one_class_and_constant_features() -> None:
+    weights = fit_logistic(np.ones((10, 3)), np.ones(10, bool))
+    assert np.isfinite(weights).all()
+    assert logistic(weights, (1.0, 1.0, 1.0)) > 0.9
+
+
+def test_temperatures_with_honest_levels_win_over_equally_likely_dishonest_ones() -> None:
+    pairs = list(itertools.product(COARSE_TEMPERATURES, FINE_TEMPERATURES))
+    honest = 7
+    rng = np.random.default_rng(0)
+    cases = []
+    for _ in range(400):
+        level = np.full(len(pairs), 0.99)
+        level[honest] = rng.random()
+        cases.append(Case(np.full(len(pairs), -5.0), level, area_m2=1e6))
+    fitted = fit_temperatures(cases)
+    assert (fitted.coarse_temperature, fitted.fine_temperature) == pairs[honest]
+
+
+def test_a_floor_is_raised_when_the_evidence_misleads() -> None:
+    num = len(COARSE_TEMPERATURES) * len(FINE_TEMPERATURES)
+    right = [Case(np.full(num, -2.0), np.full(num, 0.3), 1e6) for _ in range(80)]
+    misled = [Case(np.full(num, -60.0), np.full(num, 1.0), 1e6) for _ in range(20)]
+    assert fit_temperatures([*right, *misled]).floor >= 0.03
+    assert fit_temperatures(right).floor <= 0.01
