@@ -205,7 +205,7 @@ def _shown(photos: Sequence[PhotoPose], progress: Progress, what: str) -> Iterat
 def temperature_case(localizer: Localizer, photo: PhotoPose) -> Case:
     """How a photo's posterior rates the truth under every pair of temperatures."""
     found = localizer.match(_code(localizer, photo))
-    x_m, y_m = (float(a) for a in found.places.frame.to_local(lat=photo.lat, lon=photo.lon))
+    x_m, y_m = found.places.to_local(lat=photo.lat, lon=photo.lon)
     density, level = [], []
     for coarse, fine in itertools.product(COARSE_TEMPERATURES, FINE_TEMPERATURES):
         calibration = Calibration(coarse_temperature=coarse, fine_temperature=fine, floor=0.0)
@@ -219,7 +219,7 @@ def temperature_case(localizer: Localizer, photo: PhotoPose) -> Case:
 def answer(localizer: Localizer, photo: PhotoPose) -> tuple[tuple[float, ...], float]:
     """A photo's confidence features and its answer's distance from the truth."""
     posterior, features = localizer.posterior(_code(localizer, photo))
-    x_m, y_m = posterior.places.frame.to_local(lat=photo.lat, lon=photo.lon)
+    x_m, y_m = posterior.places.to_local(lat=photo.lat, lon=photo.lon)
     return features, float(np.hypot(posterior.mode.x_m - x_m, posterior.mode.y_m - y_m))
 
 

@@ -44,7 +44,9 @@ class OptimConfig:
     """Schedule and optimiser.
 
     The learning rate rises over `warmup_steps` and falls to 0 along a cosine at `num_steps`.
-    `narrow_share` (start, end) ramps over the run how many photos become pinhole views.
+    `narrow_share` (start, end) ramps over the run how many photos become pinhole views. With
+    `stop_at` the run ends early, at that step, as if it were interrupted: it can go on later, also
+    with other settings.
     """
 
     num_steps: int = 3000
@@ -55,6 +57,7 @@ class OptimConfig:
     max_grad_norm: float = 1.0
     narrow_share: tuple[float, float] = (0.1, 0.5)
     save_every: int = 200
+    stop_at: int | None = None
     seed: int = 0
 
 
@@ -256,12 +259,13 @@ def train(
     run = Run(config, out, device)
     log = MetricsLog(out / "metrics.csv")
     means: dict[str, float] = {}
+    ends = (config.train.num_steps, config.train.stop_at)
     with event_writer(out) as write_event:
         for batch in training_batches(pairs, config.train, run.step):
             means = log.add(run.step + 1, run.advance(batch)) or means
             if run.step % log.every == 0:
                 write_event(means, run.step)
-            if run.step % config.train.save_every == 0 or run.step == config.train.num_steps:
+            if run.step % config.train.save_every == 0 or run.step in ends:
                 run.save(means)
             progress("training", run.step, config.train.num_steps)
     return run.checkpoint
@@ -269,7 +273,8 @@ def train(
 
 def training_batches(pairs: SyntheticPairs, config: OptimConfig, start: int) -> Iterator[Batch]:
     """The batches from step `start` to the end."""
-    return pairs.batches(range(start, config.num_steps), config.batch_size, narrow_shares(config))
+    stop = config.num_steps if config.stop_at is None else min(config.num_steps, config.stop_at)
+    return pairs.batches(range(start, stop), config.batch_size, narrow_shares(config))
 
 
 def narrow_shares(config: OptimConfig) -> Sequence[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,14 +41,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_training_resumes_where_it_stopped(cache: Path, tmp_path: Path) -> None:
+    config = tiny_config(cache, 4)
     torch.use_deterministic_algorithms(mode=True)
     try:
-        train(tiny_config(cache, 4), tmp_path / "whole", num_workers=1)
+        train(config, tmp_path / "whole", num_workers=1)
         run = tmp_path / "parts"
-        # The schedule is that of four steps from the start; the first process ends after two.
-        stop_after_two(tiny_config(cache, 4), run)
-        assert load_checkpoint(run / "checkpoint.safetensors")[1]["step"] == 2
-        train(tiny_config(cache, 4), run, num_workers=1)
+        stopped = replace(config, train=replace(config.train, stop_at=3))
+        train(stopped, run, num_workers=1)
+        assert load_checkpoint(run / "checkpoint.safetensors")[1]["step"] == 3
+        train(config, run, num_workers=1)
     finally:
         torch.use_deterministic_algorithms(mode=False)
     whole, header = load_checkpoint(tmp_path / "whole" / "checkpoint.safetensors")
@@ -57,13 +59,17 @@ def test_training_resumes_where_it_stopped(cache: Path, tmp_path: Path) -> None:
         assert torch.allclose(value, parts[name], atol=1e-5), name
 
 
-def stop_after_two(config: TrainConfig, run: Path) -> None:
+def test_an_interrupted_run_goes_on_from_its_last_save(cache: Path, tmp_path: Path) -> None:
     def progress(what: str, done: int, _total: int) -> None:
-        if (what, done) == ("training", 2):
+        if (what, done) == ("training", 3):
             raise KeyboardInterrupt
 
+    config = tiny_config(cache, 4)
     with pytest.raises(KeyboardInterrupt):
-        train(config, run, num_workers=1, progress=progress)
+        train(config, tmp_path, num_workers=1, progress=progress)
+    assert load_checkpoint(tmp_path / "checkpoint.safetensors")[1]["step"] == 2
+    train(config, tmp_path, num_workers=1)
+    assert load_checkpoint(tmp_path / "checkpoint.safetensors")[1]["step"] == 4
 
 
 def test_a_run_of_another_network_is_refused(cache: Path, tmp_path: Path) -> None:
