@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyproj
 import torch
 from numpy.typing import NDArray
 
@@ -38,7 +39,7 @@ from ciper.posterior import (
     Refinement,
 )
 
-Float = NDArray[np.float64]
+Float = NDArray[np.floating[Any]]
 
 # Up to this many chips (6 km^2 at a stride of 64 m) every chip is matched; above it, the ones that
 # retrieval finds.
@@ -64,10 +65,15 @@ class Near:
                 f"--near has radius {self.radius_m} m; expected a positive number of metres"
             )
 
+    @property
+    def reach_m(self) -> float:
+        """Beyond this distance the prior has no mass worth looking at."""
+        return self.radius_m * (1 + 3 * NEAR_SOFTNESS)
+
     def log_factor(self, distance_m: Float) -> Float:
         """0 inside the circle; outside a Gaussian fall of a tenth of the radius."""
         beyond = np.maximum(distance_m - self.radius_m, 0.0) / (NEAR_SOFTNESS * self.radius_m)
-        return -0.5 * beyond**2
+        return np.asarray(-0.5 * beyond**2)
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ class Heading:
     sigma_deg: float
 
     def __post_init__(self) -> None:
-        if not (np.isfinite(self.heading_deg) and 0 < self.sigma_deg):
+        if not (np.isfinite(self.heading_deg) and self.sigma_deg > 0):
             raise GalleryError(
                 f"--heading is {self.heading_deg},{self.sigma_deg}; expected degrees clockwise "
                 "from true north and a positive standard deviation"
@@ -91,6 +97,49 @@ class Heading:
 
 
 @dataclass(frozen=True)
+class EncodedPhoto:
+    """A photo that was read and encoded; it can be asked for under any priors.
+
+    Attributes:
+        photo: its path.
+        camera: what it was taken to be.
+        metadata: what its file says.
+        code: the network's.
+        seconds: of reading and encoding.
+    """
+
+    photo: str
+    camera: Camera
+    metadata: PhotoMetadata
+    code: GroundCode
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Match:
+    """Evidence of a photo over some chips of a gallery.
+
+    Attributes:
+        chips: (R,) their indexes in the gallery.
+        places: where they are.
+        log_prior: the priors on the coarse cells, contained in the evidence too; None without any.
+        evidence: the network's.
+    """
+
+    chips: NDArray[np.int64]
+    places: Places
+    log_prior: NDArray[np.float32] | None
+    evidence: Evidence
+
+    @property
+    def chip_evidence(self) -> Float:
+        """(R,) log evidence of each chip: of all its poses together."""
+        coarse = self.evidence.coarse.reshape(len(self.chips), -1).astype(np.float64)
+        peak = coarse.max(axis=1)
+        return np.asarray(peak + np.log(np.exp(coarse - peak[:, None]).sum(axis=1)))
+
+
+@dataclass(frozen=True)
 class Localization:
     """The answer for one photo.
 
@@ -98,15 +147,21 @@ class Localization:
         photo: its path.
         pose: the most probable pose, also if the photo is probably not of this gallery.
         posterior: the whole answer; its frame is `posterior.places.frame`.
+        chips: (R,) the posterior's chips as indexes in the gallery.
+        chip_evidence: (R,) log evidence of each of them.
         confidence: probability that `pose` lies within 5 m of the truth.
         camera: what the photo was taken to be.
-        crs, x_m, y_m: the position in the gallery's own CRS (that of its first raster).
+        metadata: what the photo's file says.
+        features: what the confidence rests on, see `confidence_features`.
+        crs, x_m, y_m: the position in the CRS of the raster that shows it.
         seconds: of work.
     """
 
     photo: str
     pose: Pose
     posterior: Posterior
+    chips: NDArray[np.int64]
+    chip_evidence: Float
     confidence: float
     camera: Camera
     metadata: PhotoMetadata
@@ -123,9 +178,7 @@ class Localization:
 
     def hypothesis_pose(self, hypothesis: Hypothesis) -> Pose:
         """A hypothesis on the globe."""
-        return self.posterior.places.frame.pose(
-            x=hypothesis.x_m, y=hypothesis.y_m, heading_deg=hypothesis.heading_deg
-        )
+        return self.posterior.places.pose(hypothesis)
 
 
 class Localizer:
@@ -138,7 +191,9 @@ class Localizer:
     """
 
     def __init__(
-        self, gallery: str | Path | Gallery, model: str | Path | Model = "ground",
+        self,
+        gallery: str | Path | Gallery,
+        model: str | Path | Model = "ground",
         device: str | None = None,
     ) -> None:
         self.model = model if isinstance(model, Model) else load_model(model, device)
@@ -148,7 +203,9 @@ class Localizer:
             else Gallery.open(gallery, model_hash=self.model.model_hash)
         )
         if len(self.gallery) == 0:
-            raise GalleryError(f"{self.gallery.path} has no chips; expected at least one: index again")
+            raise GalleryError(
+                f"{self.gallery.path} has no chips; expected at least one: index again"
+            )
 
     def localize(
         self,
@@ -170,27 +227,47 @@ class Localizer:
             PhotoError, CameraError: the photo cannot be used.
             GalleryError: no chip lies near the prior.
         """
+        return self.answer(self.read(photo, camera=camera), near=near, heading=heading)
+
+    def read(self, photo: str | Path, *, camera: CameraOverrides | None = None) -> EncodedPhoto:
+        """Reads and encodes a photo.
+
+        Raises:
+            PhotoError, CameraError: the photo cannot be used.
+        """
         started = time.perf_counter()
         pixels, metadata = read_photo(photo), read_metadata(photo)
         lens = camera_from_metadata(metadata, size_px=pixels.shape[:2], overrides=camera)
         code = self.encode(pixels, lens)
-        posterior, features = self.posterior(code, near=near, heading=heading)
-        mode = posterior.mode
-        pose = posterior.places.frame.pose(x=mode.x_m, y=mode.y_m, heading_deg=mode.heading_deg)
-        crs, x_m, y_m = self._in_raster_crs(pose, mode.chip)
-        confidence = logistic(self.model.calibration.confidence, features)
+        return EncodedPhoto(str(photo), lens, metadata, code, time.perf_counter() - started)
+
+    def answer(
+        self, photo: EncodedPhoto, *, near: Near | None = None, heading: Heading | None = None
+    ) -> Localization:
+        """Answers for an encoded photo.
+
+        Raises:
+            GalleryError: no chip lies near the prior.
+        """
+        started = time.perf_counter()
+        found = self.match(photo.code, near=near, heading=heading)
+        posterior, features = self.judge(found)
+        pose = posterior.places.pose(posterior.mode)
+        crs, x_m, y_m = self._in_raster_crs(pose, int(found.chips[posterior.mode.chip]))
         return Localization(
-            photo=str(photo),
+            photo=photo.photo,
             pose=pose,
             posterior=posterior,
-            confidence=confidence,
-            camera=lens,
-            metadata=metadata,
+            chips=found.chips,
+            chip_evidence=found.chip_evidence,
+            confidence=logistic(self.model.calibration.confidence, features),
+            camera=photo.camera,
+            metadata=photo.metadata,
             features=features,
             crs=crs,
             x_m=x_m,
             y_m=y_m,
-            seconds=time.perf_counter() - started,
+            seconds=photo.seconds + time.perf_counter() - started,
         )
 
     def encode(self, pixels: NDArray[np.uint8], camera: Camera) -> GroundCode:
@@ -205,21 +282,20 @@ class Localizer:
         self, code: GroundCode, *, near: Near | None = None, heading: Heading | None = None
     ) -> tuple[Posterior, tuple[float, ...]]:
         """The posterior of an encoded photo over the gallery, and what its confidence rests on."""
-        evidence, places, prior = self.evidence(code, near=near, heading=heading)
-        calibration = self.model.calibration
-        posterior = posterior_of(evidence, places, calibration)
-        features = confidence_features(evidence, posterior, prior)
-        outside = 1.0 - logistic(calibration.in_gallery, features)
-        return replace(posterior, outside_prob=outside), features
+        return self.judge(self.match(code, near=near, heading=heading))
 
-    def evidence(
+    def match(
         self, code: GroundCode, *, near: Near | None = None, heading: Heading | None = None
-    ) -> tuple[Evidence, Places, NDArray[np.float32] | None]:
-        """Uncalibrated logits of an encoded photo, where its candidates are, and the log prior."""
+    ) -> Match:
+        """Evidence of an encoded photo over the gallery's candidates.
+
+        Raises:
+            GalleryError: no chip lies near the prior.
+        """
         chips = self.candidates(code, near)
         table = self.gallery.chips
         places = Places.around(table.lat[chips], table.lon[chips])
-        prior = log_prior(places, near, heading)
+        prior = log_prior(places, self._has_imagery[chips], near, heading)
         evidence = match(
             self.model.network,
             code,
@@ -227,18 +303,27 @@ class Localizer:
             lambda used: torch.from_numpy(self.gallery.fine[chips[used]]).to(self.model.device),
             log_prior=prior,
         )
-        return evidence, places, prior
+        return Match(chips, places, prior, evidence)
+
+    def judge(self, found: Match) -> tuple[Posterior, tuple[float, ...]]:
+        """The calibrated posterior of some evidence, and what its confidence rests on."""
+        calibration = self.model.calibration
+        posterior = posterior_of(found.evidence, found.places, calibration)
+        features = confidence_features(found.evidence, posterior, found.log_prior)
+        outside = 1.0 - logistic(calibration.in_gallery, features)
+        return posterior.with_outside(outside), features
 
     def candidates(self, code: GroundCode, near: Near | None) -> NDArray[np.int64]:
         """The chips that the photo is matched with: all, those near the prior, or a shortlist."""
         chips = np.arange(len(self.gallery))
         if near is not None:
-            reach = near.radius_m * (1 + 3 * NEAR_SOFTNESS)
+            reach = near.reach_m
             chips = self.gallery.chips_within(lat=near.lat, lon=near.lon, radius_m=reach)
             if len(chips) == 0:
                 raise GalleryError(
-                    f"{self.gallery.path} has no chip within {reach:.0f} m of {near.lat}, {near.lon}; "
-                    "expected a position inside the imagery: check --near LAT,LON,RADIUS_M"
+                    f"{self.gallery.path} has no chip within {reach:.0f} m of "
+                    f"{near.lat}, {near.lon}; expected a position inside the imagery: check "
+                    "--near LAT,LON,RADIUS_M"
                 )
         if len(chips) > MAX_EXHAUSTIVE_CHIPS:
             found, _ = self.retrieve(code, NUM_SHORTLIST, chips=None if near is None else chips)
@@ -259,16 +344,39 @@ class Localizer:
         maps = torch.from_numpy(np.asarray(self.gallery.coarse[:]))
         return maps.to(self.model.device, torch.bfloat16)
 
+    @cached_property
+    def _has_imagery(self) -> NDArray[np.bool_]:
+        """`(R, 16, 16)` coarse cells that hold imagery: a descriptor is NaN where there is none."""
+        is_there = np.isfinite(np.asarray(self.gallery.descriptors[:])[:, :, 0])
+        side = round(is_there.shape[1] ** 0.5)
+        cells = is_there.reshape(-1, side, side)
+        return cells.repeat(NUM_COARSE // side, axis=1).repeat(NUM_COARSE // side, axis=2)
+
     def _in_raster_crs(self, pose: Pose, chip: int) -> tuple[str, float, float]:
-        crs = self.gallery.rasters[0].crs
+        crs = self.gallery.rasters[int(self.gallery.chips.rasters[chip])].crs
         frame = LocalFrame(lat=pose.lat, lon=pose.lon)
         x_m, y_m = frame.crs_from_local(crs)(0.0, 0.0)
-        return crs, float(x_m), float(y_m)
+        return crs_name(crs), float(x_m), float(y_m)
 
 
-def log_prior(places: Places, near: Near | None, heading: Heading | None) -> NDArray[np.float32] | None:
-    """The priors' log factors on the coarse cells: `(R, 32, 16, 16)`, or None without any."""
-    if near is None and heading is None:
+@lru_cache(maxsize=64)
+def crs_name(wkt: str) -> str:
+    """`EPSG:32633` and the like where the registry knows the CRS, else its WKT."""
+    authority = pyproj.CRS.from_wkt(wkt).to_authority(min_confidence=90)
+    return wkt if authority is None else ":".join(authority)
+
+
+def log_prior(
+    places: Places,
+    has_imagery: NDArray[np.bool_],
+    near: Near | None = None,
+    heading: Heading | None = None,
+) -> NDArray[np.float32] | None:
+    """The priors' log factors on the coarse cells: `(R, 32, 16, 16)`, or None without any.
+
+    Nobody is found where there is no imagery: cells outside `has_imagery (R, 16, 16)` are -inf.
+    """
+    if near is None and heading is None and has_imagery.all():
         return None
     shape = (len(places.lat), NUM_HEADINGS, NUM_COARSE, NUM_COARSE)
     total = np.zeros(shape, dtype=np.float32)
@@ -282,6 +390,7 @@ def log_prior(places: Places, near: Near | None, heading: Heading | None) -> NDA
         steps = np.arange(NUM_HEADINGS) * HEADING_STEP_DEG
         factor = heading.log_factor(steps, HEADING_STEP_DEG)
         total += factor.astype(np.float32)[:, None, None]
+    total += np.where(has_imagery, np.float32(0), np.float32(-np.inf))[:, None]
     return total
 
 
@@ -290,9 +399,7 @@ def posterior_of(evidence: Evidence, places: Places, calibration: Any) -> Poster
     return Posterior.from_logits(
         places,
         evidence.coarse,
-        Refinement(
-            evidence.chip, evidence.heading, evidence.row, evidence.column, evidence.fine
-        ),
+        Refinement(evidence.chip, evidence.heading, evidence.row, evidence.column, evidence.fine),
         coarse_temperature=calibration.coarse_temperature,
         fine_temperature=calibration.fine_temperature,
         floor=calibration.floor,

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ciper.geo import LocalFrame
+from ciper.geo import LocalFrame, Pose, wrap_signed_deg
 
-Float = NDArray[np.float64]
+Float = NDArray[np.floating[Any]]
 Int = NDArray[np.int64]
 
 COARSE_M, FINE_M = 4.0, 2.0
@@ -31,7 +32,11 @@ NEIGHBOUR_SHARE = (9 * FINE_STEP_DEG - HEADING_STEP_DEG) / 2 / HEADING_STEP_DEG
 
 @dataclass(frozen=True)
 class Places:
-    """Where the chips are: centres `lat`, `lon` (R,) and `x_m`, `y_m` (R,) in `frame`."""
+    """Where the chips are: centres `lat`, `lon` (R,) and `x_m`, `y_m` (R,) in `frame`.
+
+    `frame` is one plane for all chips; about a chip's own centre it may be turned against true
+    north (cities far apart), so positions enter and leave through the frame of their chip.
+    """
 
     frame: LocalFrame
     lat: Float
@@ -42,9 +47,30 @@ class Places:
     @classmethod
     def around(cls, lat: Float, lon: Float) -> Places:
         """Places in a local frame at the chips' middle."""
-        frame = LocalFrame(lat=float(np.mean(lat)), lon=float(np.mean(lon)))
+        # Counted from the first chip: a city may lie on both sides of the 180th meridian.
+        east = float(np.mean(wrap_signed_deg(lon - lon[0])))
+        frame = LocalFrame(lat=float(np.mean(lat)), lon=float(wrap_signed_deg(lon[0] + east)))
         x_m, y_m = frame.to_local(lat=lat, lon=lon)
         return cls(frame, lat, lon, x_m, y_m)
+
+    def to_local(self, *, lat: float, lon: float) -> tuple[float, float]:
+        """Metres in `frame` of a geographic point, exact about the nearest chip."""
+        x_m, y_m = self.frame.to_local(lat=lat, lon=lon)
+        chip = int(np.argmin(np.hypot(self.x_m - x_m, self.y_m - y_m)))
+        dx, dy = self._chip_frame(chip).to_local(lat=lat, lon=lon)
+        return float(self.x_m[chip] + dx), float(self.y_m[chip] + dy)
+
+    def pose(self, hypothesis: Hypothesis) -> Pose:
+        """A hypothesis on the globe; its heading is against true north at its chip."""
+        chip = hypothesis.chip
+        return self._chip_frame(chip).pose(
+            x=hypothesis.x_m - float(self.x_m[chip]),
+            y=hypothesis.y_m - float(self.y_m[chip]),
+            heading_deg=hypothesis.heading_deg,
+        )
+
+    def _chip_frame(self, chip: int) -> LocalFrame:
+        return LocalFrame(lat=float(self.lat[chip]), lon=float(self.lon[chip]))
 
 
 @dataclass(frozen=True)
@@ -130,7 +156,8 @@ class Posterior:
         with np.errstate(divide="ignore"):
             covered = _logsumexp(log_prob + np.log(share))
             rest = log_prob + np.log1p(-share)
-        fine = refinement.log_prob / fine_temperature
+        fine = refinement.log_prob.astype(np.float64) / fine_temperature
+        fine = np.where(_is_first(refinement), fine, -np.inf)
         fine = fine - _logsumexp(fine) + covered
         return cls(places, rest, replace(refinement, log_prob=fine))
 
@@ -147,6 +174,15 @@ class Posterior:
         total = np.logaddexp(_logsumexp(coarse), _logsumexp(fine))
         refinement = replace(self.refinement, log_prob=fine - total)
         return replace(self, coarse=coarse - total, refinement=refinement)
+
+    def with_outside(self, outside_prob: float) -> Posterior:
+        """The same masses in the gallery, with another probability of "not in this gallery"."""
+        other = replace(self, outside_prob=outside_prob)
+        # Nothing that was computed on first use depends on it.
+        for name in ("coarse_xy", "place_xy", "fine_xy", "place_prob", "hypotheses"):
+            if name in self.__dict__:
+                other.__dict__[name] = self.__dict__[name]
+        return other
 
     @cached_property
     def coarse_xy(self) -> tuple[Float, Float]:
@@ -171,7 +207,7 @@ class Posterior:
     def place_prob(self) -> Float:
         """Mass of every 2 m place, headings summed: `(R, 32, 32)`."""
         coarse = np.exp(self.coarse).sum(1) / 4
-        prob = coarse.repeat(2, axis=1).repeat(2, axis=2)
+        prob: Float = coarse.repeat(2, axis=1).repeat(2, axis=2)
         r = self.refinement
         mass = np.exp(r.log_prob).sum(1)
         inside = (r.rows >= 0) & (r.rows < NUM_FINE)
@@ -192,7 +228,7 @@ class Posterior:
         return self.hypotheses[0]
 
     def prob_within(self, radius_m: float, x_m: float, y_m: float) -> float:
-        """Mass of the circle of `radius_m` about a point, given that the camera is in the gallery."""
+        """Mass of the circle of `radius_m` about a point, given that it is in the gallery."""
         return float(self.place_prob[self._distance(x_m, y_m) <= radius_m].sum())
 
     def radius_m(self, level: float) -> float:
@@ -204,8 +240,10 @@ class Posterior:
         return float(max(distance[order][index], FINE_M / 2))
 
     def highest_density_level(self, x_m: float, y_m: float) -> float:
-        """Mass of all places denser than the one at a point: the point lies in the highest-density
-        region of every level above it. 1 if the point lies in no chip's central part."""
+        """Mass of all places denser than the one at a point; 1 outside the chips' central parts.
+
+        The point lies in the highest-density region of every level above this one.
+        """
         place = self.place_at(x_m, y_m)
         if place is None:
             return 1.0
@@ -262,13 +300,15 @@ class Posterior:
         )
         cx, cy = self.coarse_xy
         fx, fy = self.fine_xy
-        pose = np.where(
+        pose: Float = np.where(
             is_fine,
             [fx[window, i, j], fy[window, i, j], self.refinement.heading_deg[window, step]],
             [cx[chip, row, column], cy[chip, row, column], heading * HEADING_STEP_DEG],
         )
         width = np.where(
-            is_fine, [[FINE_M], [FINE_M], [FINE_STEP_DEG]], [[COARSE_M], [COARSE_M], [HEADING_STEP_DEG]]
+            is_fine,
+            [[FINE_M], [FINE_M], [FINE_STEP_DEG]],
+            [[COARSE_M], [COARSE_M], [HEADING_STEP_DEG]],
         )
         pose = (pose + (rng.random(pose.shape) - 0.5) * width).T
         pose[:, 2] %= 360.0
@@ -283,7 +323,7 @@ class Posterior:
 
     def _distance(self, x_m: float, y_m: float) -> Float:
         x, y = self.place_xy
-        return np.hypot(x - x_m, y - y_m)
+        return np.asarray(np.hypot(x - x_m, y - y_m))
 
     def _mode_of_window(self, window: int) -> Hypothesis:
         """The mean of the 3 x 3 x 3 cells around the window's densest cell."""
@@ -321,6 +361,17 @@ def _covered_share(shape: tuple[int, ...], refinement: Refinement) -> Float:
         cells = (refinement.chip[w], heading[w], rows[w, i], columns[w, j])
         np.maximum.at(share, cells, part)
     return share
+
+
+def _is_first(refinement: Refinement) -> NDArray[np.bool_]:
+    """`(W, 9, 6, 6)`: no window before holds the same cell, which must not count twice."""
+    heading = (4 * refinement.heading[:, None] + np.arange(-4, 5)) % (4 * NUM_HEADINGS)
+    cell = refinement.chip[:, None] * (4 * NUM_HEADINGS) + heading
+    cell = cell[:, :, None] * (2 * NUM_FINE) + refinement.rows[:, None, :] + NUM_FINE // 2
+    cell = cell[..., None] * (2 * NUM_FINE) + refinement.columns[:, None, None, :] + NUM_FINE // 2
+    is_first = np.zeros(cell.size, dtype=np.bool_)
+    is_first[np.unique(cell, return_index=True)[1]] = True
+    return is_first.reshape(cell.shape)
 
 
 def _logsumexp(x: Float) -> float:

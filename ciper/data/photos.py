@@ -41,7 +41,8 @@ def _expand(name: Path) -> list[Path]:
     if name.exists() or not glob.has_magic(str(name)):
         return [name]
     root = Path(name.anchor)
-    photos = sorted(p for p in root.glob(str(name.relative_to(root))) if p.is_file())
+    found = sorted(p for p in root.glob(str(name.relative_to(root))) if p.is_file())
+    photos = [p for p in found if name.name.startswith(".") or not p.name.startswith(".")]
     if not photos:
         raise PhotoError(f"no photo matches {str(name)!r}; check the pattern")
     return photos

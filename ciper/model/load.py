@@ -82,7 +82,9 @@ class Model:
         """Codes of chips `(B, H, W, 3)` with the mask of their imagery `(B, H, W)`."""
         with torch.autocast(self._device_type, torch.bfloat16):
             code = self.network.encode_aerial(self._tensor(chips), self._tensor(valid))
-        return AerialCodes(*(_half(t) for t in (code.descriptors, code.coarse, code.fine)))
+        codes = AerialCodes(*(_half(t) for t in (code.descriptors, code.coarse, code.fine)))
+        codes.descriptors[~places_with_imagery(valid, codes.descriptors.shape[1])] = np.nan
+        return codes
 
     @torch.inference_mode()
     def encode_photos(self, canvases: NDArray[np.uint8], visible: NDArray[np.bool_]) -> GroundCode:
@@ -96,6 +98,24 @@ class Model:
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+
+def places_with_imagery(valid: NDArray[np.bool_], num_places: int) -> NDArray[np.bool_]:
+    """Which places of the chips' central halves show any imagery.
+
+    Args:
+        valid: `(B, H, W)` pixels with imagery.
+        num_places: P, in rows from the north, as many as columns.
+
+    Returns:
+        `(B, P)`.
+    """
+    batch, height, width = valid.shape
+    side = round(num_places**0.5)
+    central = valid[:, height // 4 : height - height // 4, width // 4 : width - width // 4]
+    places = central.reshape(batch, side, height // 2 // side, side, width // 2 // side)
+    has_any: NDArray[np.bool_] = places.any(axis=(2, 4)).reshape(batch, num_places)
+    return has_any
 
 
 def _half(tensor: torch.Tensor) -> NDArray[np.float16]:

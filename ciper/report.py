@@ -1,0 +1,262 @@
+"""The report of an evaluation: tables, plots, and pictures of the worst and of typical cases."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from ciper import plots
+from ciper.data.preprocess import read_photo
+from ciper.errors import OutputError
+from ciper.localize import Localizer
+from ciper.picture import answer_picture
+from ciper.scoring import Query, Setting, errors_of, table_of
+
+Progress = Callable[[str, int, int], None]
+
+METRICS, TABLE, TEXT = "metrics.json", "per_query.parquet", "report.md"
+NUM_CASES = 6
+
+RETRIEVAL_ROWS = ("recall@1", "recall@5", "recall@10", "recall@1%", "hit_rate")
+POSE_ROWS = (
+    "mean_m", "median_m", "recall@1m", "recall@3m", "recall@5m", "lateral_median_m",
+    "lateral_recall@1m", "lateral_recall@5m", "longitudinal_median_m", "longitudinal_recall@1m",
+    "longitudinal_recall@5m", "heading_mean_deg", "heading_median_deg", "heading_recall@1deg",
+    "heading_recall@5deg",
+)  # fmt: skip
+END_TO_END_ROWS = (
+    "median_m", "recall@1m", "recall@3m", "recall@5m", "recall@10m", "recall@25m",
+    "heading_median_deg", "gated_recall@1m", "gated_recall@5m",
+)  # fmt: skip
+CALIBRATION_ROWS = ("coverage_50", "coverage_90", "median_radius_90_m", "ece", "aurc", "nll")
+FOREIGN_ROWS = ("num", "auroc", "share_above_0.5", "share_right_confident")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that a report is made of.
+
+    Attributes:
+        queries: with all answers.
+        metrics: what metrics.json holds.
+        setting: what the queries have in common.
+        localizer: that answered.
+        foreign_confidence: of the photos that were taken elsewhere.
+    """
+
+    queries: Sequence[Query]
+    metrics: Mapping[str, Any]
+    setting: Setting
+    localizer: Localizer
+    foreign_confidence: Sequence[float]
+
+
+@contextmanager
+def replaced_folder(out: Path) -> Iterator[Path]:
+    """A new folder beside `out` that takes its place when the block ends well, else vanishes.
+
+    Raises:
+        OutputError: `out` is neither free nor empty nor a report, or cannot be written.
+    """
+    _check_replaceable(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.tmp-", dir=out.parent))
+    except OSError as error:
+        raise OutputError(
+            f"cannot write beside {out}: {error.strerror}; choose another place"
+        ) from error
+    try:
+        yield folder
+        folder.chmod(0o755)  # mkdtemp lets nobody else read
+        _put_in_place(folder, out)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {out}: {error.strerror or error}; free some space or go elsewhere"
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_replaceable(out: Path) -> None:
+    is_report = all((out / name).is_file() for name in (METRICS, TEXT))
+    is_free = not out.exists() or (out.is_dir() and not any(out.iterdir()))
+    if not (is_free or is_report):
+        raise OutputError(
+            f"{out} exists and is not a report of ciper evaluate; name a new folder or remove it"
+        )
+
+
+def _put_in_place(folder: Path, out: Path) -> None:
+    if not out.exists():
+        folder.replace(out)
+        return
+    old = folder.with_name(folder.name + "-old")
+    out.replace(old)
+    folder.replace(out)
+    shutil.rmtree(old)
+
+
+def write_report(folder: Path, evaluation: Evaluation, progress: Progress) -> None:
+    """Write everything but metrics.json into a folder."""
+    table = pyarrow.table(table_of(evaluation.queries, evaluation.setting))
+    pyarrow.parquet.write_table(table, folder / TABLE, compression="zstd")
+    pictures = plots.draw_all(
+        folder, evaluation.queries, evaluation.metrics, evaluation.setting,
+        foreign_confidence=evaluation.foreign_confidence,
+    )  # fmt: skip
+    cases = _draw_cases(folder, evaluation, progress)
+    (folder / TEXT).write_text(_text(evaluation.metrics, pictures, cases), encoding="utf-8")
+
+
+# -------------------------------------------------------------------------------------------- cases
+
+
+def choose_cases(error_m: Sequence[float]) -> dict[str, list[int]]:
+    """Indexes of the worst answers and of typical ones, evenly spread over the others by error."""
+    order = np.argsort(-np.asarray(error_m), kind="stable")
+    worst, others = order[:NUM_CASES], order[NUM_CASES:][::-1]
+    middle = (np.arange(NUM_CASES) + 0.5) / NUM_CASES * len(others)
+    typical = others[np.unique(middle.astype(int))] if len(others) else others
+    return {"worst": worst.tolist(), "typical": typical.tolist()}
+
+
+def _draw_cases(folder: Path, evaluation: Evaluation, progress: Progress) -> dict[str, list[str]]:
+    """Pictures of the cases; their names by kind, each with a line about the case."""
+    queries = [query for query in evaluation.queries if query.encoded is not None]
+    (folder / "cases").mkdir()
+    if not queries:
+        return {}
+    error_m = errors_of(queries, "whole").position_m
+    chosen = choose_cases(error_m.tolist())
+    lines: dict[str, list[str]] = {kind: [] for kind in chosen}
+    num_done, num_total = 0, sum(map(len, chosen.values()))
+    for kind, indexes in chosen.items():
+        for number, index in enumerate(indexes, start=1):
+            query = queries[index]
+            assert query.encoded is not None
+            name = f"cases/{kind}-{number}.png"
+            found = evaluation.localizer.answer(query.encoded)
+            photo = read_photo(query.pose.photo)
+            answer_picture(found, evaluation.localizer, photo, folder / name, truth=query.pose)
+            caption = f"{query.pose.photo.name}: {error_m[index]:.1f} m off"
+            lines[kind].append(
+                f"**{caption}**, confidence {found.confidence:.2f}\n\n![{caption}]({name})"
+            )
+            num_done += 1
+            progress("pictures", num_done, num_total)
+    return lines
+
+
+# --------------------------------------------------------------------------------------------- text
+
+
+def _text(
+    figures: Mapping[str, Any], pictures: Mapping[str, str], cases: Mapping[str, Sequence[str]]
+) -> str:
+    parts = [_introduction(figures)]
+    parts += [f"> {warning}" for warning in figures["warnings"]]
+    parts.append("## Which chip?\n\n" + _retrieval_table(figures) + _image(pictures, "retrieval"))
+    parts.append(
+        "## Where in the chip?\n\nOne chip per photo, cut so that the camera lies uniformly in its "
+        "central half; heading unknown.\n\n" + _table(figures, "pose", POSE_ROWS)
+    )
+    parts.append(
+        "## Where in the gallery?\n\nThe final answer over all queries; heading and place "
+        "unknown.\n\n" + _table(figures, "end_to_end", END_TO_END_ROWS)
+    )
+    if "end_to_end_near" in figures:
+        near = figures["end_to_end_near"]
+        parts.append(
+            f"### With a prior {near['near_error_m']:g} m off, radius "
+            f"{near['near_radius_m']:g} m\n\n" + _table(figures, "end_to_end_near", END_TO_END_ROWS)
+        )
+    parts.append(
+        _image(pictures, "errors") + _image(pictures, "recall") + _image(pictures, "heading")
+    )
+    parts.append("## Does it know what it knows?\n\n" + _calibration_table(figures))
+    parts.append(_image(pictures, "calibration"))
+    if "foreign" in figures:
+        rows = [(name, _number(figures["foreign"][name])) for name in FOREIGN_ROWS]
+        parts.append("### Photos taken elsewhere\n\n" + _markdown(("", "foreign"), rows))
+    for kind, lines in cases.items():
+        if lines:
+            parts.append(f"## {kind.capitalize()} cases\n\n" + "\n\n".join(lines))
+    return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+
+
+def _introduction(figures: Mapping[str, Any]) -> str:
+    return (
+        f"# Evaluation of `{figures['model']}`\n\n"
+        f"N = {figures['num_queries']} photos of `{figures['spec']}` against R = "
+        f"{figures['num_references']} chips of `{figures['gallery']}`: chips of "
+        f"{figures['chip_m']:g} m every {figures['stride_m']:g} m. "
+        f"{figures['num_outside']} true positions outside the gallery, "
+        f"{figures['num_unreadable']} photos unreadable. Seed {figures['seed']}. "
+        f"{_number(figures['seconds_per_query'])} s per photo (median), "
+        f"{figures['seconds']:.0f} s in all. Weights `{figures['model_hash'][:12]}`.\n\n"
+        "Figures are defined in docs/metrics.md; those of every query are in "
+        f"[{TABLE}]({TABLE}), these tables in [{METRICS}]({METRICS})."
+    )
+
+
+def _retrieval_table(figures: Mapping[str, Any]) -> str:
+    num = figures["num_references"]
+    ks = {"recall@1": 1, "recall@5": 5, "recall@10": 10, "recall@1%": num // 100 + 1, "hit_rate": 1}
+    rows = [
+        (
+            name,
+            _number(figures["retrieval"][name]),
+            _number(figures["retrieval_matched"][name]),
+            _number(min(1.0, ks[name] / num)),
+        )
+        for name in RETRIEVAL_ROWS
+    ]
+    return _markdown(("", "by descriptor", "by evidence of all poses", "random"), rows) + "\n\n"
+
+
+def _table(figures: Mapping[str, Any], block: str, names: Sequence[str]) -> str:
+    """A measurement beside its baselines."""
+    baseline = figures["baseline"]
+    rows = [
+        (
+            name,
+            _number(figures[block][name]),
+            *(_number(baseline[kind][block].get(name), "") for kind in ("center", "random")),
+        )
+        for name in names
+    ]
+    return _markdown(("", "CIPER", "centre", "random"), rows)
+
+
+def _calibration_table(figures: Mapping[str, Any]) -> str:
+    columns = {"calibration": "whole gallery", "calibration_near": "with the prior",
+               "calibration_pose": "in the true chip"}  # fmt: skip
+    shown = {block: title for block, title in columns.items() if block in figures}
+    rows = [
+        (name, *(_number(figures[block][name]) for block in shown)) for name in CALIBRATION_ROWS
+    ]
+    return _markdown(("", *shown.values()), rows)
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _number(value: float | None, missing: str = "infinite") -> str:
+    """Four significant digits; what JSON holds as null was infinite or undefined."""
+    return missing if value is None else f"{value:.4g}"
+
+
+def _image(pictures: Mapping[str, str], name: str) -> str:
+    return f"![{name}]({pictures[name]})\n\n" if name in pictures else ""

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyproj
+import pytest
+from gallery_helpers import geographic
+from model_helpers import SmallWorld, write_tiny_weights
+from PIL import Image
+from posterior_helpers import peak, posterior_from, row_of_chips
+
+from ciper.camera import CameraOverrides
+from ciper.errors import GalleryError, GalleryModelMismatchError, GeoError, PhotoError
+from ciper.geo import LocalFrame, heading_error_deg
+from ciper.localize import (
+    Heading,
+    Localizer,
+    Near,
+    confidence_features,
+    crs_name,
+    log_prior,
+    logistic,
+)
+from ciper.model.load import Calibration, load_model
+
+
+@pytest.fixture(scope="module")
+def localizer(small_world: SmallWorld) -> Localizer:
+    return Localizer(small_world.gallery, small_world.weights, "cpu")
+
+
+def test_an_answer_has_everything(localizer: Localizer, small_world: SmallWorld) -> None:
+    query = small_world.poses[0]
+    found = localizer.localize(query.photo, camera=query.camera_overrides)
+    posterior = found.posterior
+    assert found.photo == str(query.photo)
+    assert posterior.place_prob.sum() == pytest.approx(1.0)
+    assert found.chips.tolist() == list(range(len(localizer.gallery)))
+    assert found.chip_evidence.shape == found.chips.shape
+    assert 0 <= found.confidence <= 1
+    assert found.camera.projection == "equirectangular"
+    assert found.seconds > 0
+    # The same place in the raster's CRS and on the globe.
+    assert found.crs.startswith("EPSG:32")
+    lat, lon = geographic(found.crs, found.x_m, found.y_m)
+    assert lat == pytest.approx(found.pose.lat)
+    assert lon == pytest.approx(found.pose.lon)
+    best = found.hypothesis_pose(posterior.mode)
+    assert best == found.pose
+
+
+def test_the_same_photo_has_the_same_answer(localizer: Localizer, small_world: SmallWorld) -> None:
+    photo = small_world.poses[1].photo
+    one, other = localizer.localize(photo), localizer.localize(str(photo))
+    assert one.pose == other.pose
+    assert one.confidence == other.confidence
+    encoded = localizer.read(photo)
+    assert localizer.answer(encoded).pose == one.pose
+    posterior, features = localizer.posterior(encoded.code)
+    assert posterior.mode == one.posterior.mode
+    assert features == one.features
+
+
+def test_nobody_is_where_there_is_no_imagery(localizer: Localizer, small_world: SmallWorld) -> None:
+    """The chips reach beyond the raster; the posterior must not."""
+    posterior = localizer.localize(small_world.poses[0].photo).posterior
+    x, y = posterior.place_xy
+    lat, lon = posterior.places.frame.to_geographic(x=x, y=y)
+    raster = localizer.gallery.rasters[0]
+    to_raster = pyproj.Transformer.from_crs("EPSG:4326", raster.crs, always_xy=True)
+    east, north = to_raster.transform(lon, lat)
+    a, _, left, _, e, top = raster.transform[:6]
+    u, v = (east - left) / a, (north - top) / e
+    # Descriptors' places are 8 m wide, windows reach 4 m beyond them, grid north is not true.
+    margin = 14.0 / abs(a)
+    is_far = (u < -margin) | (v < -margin) | (u > raster.width + margin)
+    is_far |= v > raster.height + margin
+    assert is_far.any()
+    assert posterior.place_prob[is_far].sum() == 0
+
+
+def test_a_position_prior_keeps_the_answer_near(
+    localizer: Localizer, small_world: SmallWorld
+) -> None:
+    query = small_world.poses[2]
+    near = Near(query.lat, query.lon, 20.0)
+    found = localizer.localize(query.photo, near=near)
+    frame = LocalFrame(lat=query.lat, lon=query.lon)
+    assert np.hypot(*frame.to_local(lat=found.pose.lat, lon=found.pose.lon)) < 32
+    assert len(found.chips) < len(localizer.gallery)
+    x_m, y_m = found.posterior.places.to_local(lat=query.lat, lon=query.lon)
+    assert found.posterior.prob_within(35.0, x_m, y_m) > 0.9
+
+
+@pytest.mark.parametrize("heading_deg", [0.0, 100.0, 225.0, 359.0])
+def test_a_heading_prior_keeps_the_heading(
+    localizer: Localizer, small_world: SmallWorld, heading_deg: float
+) -> None:
+    found = localizer.localize(small_world.poses[2].photo, heading=Heading(heading_deg, 3.0))
+    assert abs(heading_error_deg(found.pose.heading_deg, heading_deg)) < 20
+    assert found.posterior.heading_sigma_deg < 20
+
+
+def test_a_place_outside_is_refused(localizer: Localizer, small_world: SmallWorld) -> None:
+    query = small_world.poses[0]
+    with pytest.raises(GalleryError, match=r"has no chip within .* check --near"):
+        localizer.localize(query.photo, near=Near(query.lat + 1.0, query.lon, 100.0))
+
+
+def test_priors_by_hand() -> None:
+    places = row_of_chips(2)
+    everywhere = np.ones((2, 16, 16), dtype=bool)
+    assert log_prior(places, everywhere) is None
+    lat, lon = places.frame.to_geographic(x=2.0, y=-2.0)
+    near = log_prior(places, everywhere, Near(float(lat), float(lon), 10.0))
+    assert near is not None
+    # Row 8, column 0 of the eastern chip has its centre at (2, -2).
+    assert near[1, 0, 8, 0] == 0
+    assert near[1, 31, 8, 2] == 0  # 8 m away
+    assert near[1, 0, 8, 3] == pytest.approx(-0.5 * 2.0**2, rel=1e-3)  # 12 m: two softnesses out
+    heading = log_prior(places, everywhere, heading=Heading(0.0, 20.0))
+    assert heading is not None
+    variance = 20.0**2 + 11.25**2 / 12
+    assert heading[0, 0, 3, 3] == 0
+    assert heading[0, 31, 3, 3] == heading[0, 1, 3, 3] == pytest.approx(-0.5 * 11.25**2 / variance)
+    holes = everywhere.copy()
+    holes[1, 4, 5] = False
+    masked = log_prior(places, holes)
+    assert masked is not None
+    assert np.isneginf(masked[1, :, 4, 5]).all()
+    assert np.count_nonzero(masked) == 32
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Near(float("nan"), 0.0, 10.0), GeoError, "latitude nan"),
+        (lambda: Near(0.0, 200.0, 10.0), GeoError, "longitude 200"),
+        (lambda: Near(0.0, 0.0, -1.0), GalleryError, "radius -1"),
+        (lambda: Near(0.0, 0.0, float("inf")), GalleryError, "radius inf"),
+        (lambda: Heading(float("nan"), 5.0), GalleryError, "--heading is nan,5"),
+        (lambda: Heading(10.0, 0.0), GalleryError, "positive standard deviation"),
+        (lambda: Heading(10.0, float("nan")), GalleryError, "positive standard deviation"),
+    ],
+)
+def test_impossible_priors(make: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_another_models_gallery_is_refused(small_world: SmallWorld, tmp_path: Path) -> None:
+    other = write_tiny_weights(tmp_path / "other.safetensors", seed=9)
+    with pytest.raises(GalleryModelMismatchError, match="Index again with this model"):
+        Localizer(small_world.gallery, other, "cpu")
+
+
+def test_a_photo_that_is_none_is_refused(localizer: Localizer, tmp_path: Path) -> None:
+    photo = tmp_path / "a.jpg"
+    photo.write_bytes(b"")
+    with pytest.raises(PhotoError):
+        localizer.localize(photo)
+
+
+def test_an_unknown_field_of_view_is_averaged_over(localizer: Localizer, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (120, 160, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    encoded = localizer.read(tmp_path / "a.png")
+    assert encoded.camera.is_assumed
+    assert len(encoded.code.descriptor) == 5
+    told = localizer.read(tmp_path / "a.png", camera=CameraOverrides(hfov_deg=80.0))
+    assert not told.camera.is_assumed
+    assert len(told.code.descriptor) == 1
+    assert localizer.answer(encoded).posterior.place_prob.sum() == pytest.approx(1.0)
+
+
+def test_the_outcome_follows_the_probability(small_world: SmallWorld) -> None:
+    model = load_model(small_world.weights, "cpu")
+    photo = small_world.poses[0].photo
+    for constant, is_in in ((-3.0, False), (3.0, True)):
+        calibration = Calibration(in_gallery=(constant, 0.0, 0.0, 0.0))
+        localizer = Localizer(small_world.gallery, replace(model, calibration=calibration))
+        found = localizer.localize(photo)
+        assert found.is_in_gallery is is_in
+        assert found.posterior.outside_prob == pytest.approx(1 / (1 + np.exp(constant)))
+
+
+def test_large_galleries_are_searched_by_descriptor(
+    localizer: Localizer, small_world: SmallWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ciper.localize.MAX_EXHAUSTIVE_CHIPS", 10)
+    monkeypatch.setattr("ciper.localize.NUM_SHORTLIST", 4)
+    encoded = localizer.read(small_world.poses[0].photo)
+    found = localizer.answer(encoded)
+    best, similarity = localizer.retrieve(encoded.code, 4)
+    assert found.chips.tolist() == sorted(best.tolist())
+    assert (np.diff(similarity) <= 0).all()
+    assert found.posterior.place_prob.shape == (4, 32, 32)
+
+
+def test_confidence_features_by_hand() -> None:
+    evidence: Any = type("E", (), {})()
+    evidence.coarse = np.full((1, 32, 16, 16), -2.0, dtype=np.float32)
+    evidence.fine = np.array([1.5, -3.0])
+    posterior = posterior_from(row_of_chips(1), peak(0.0, 0.0, 0.0, sigma_m=1.0))
+    mass, mean, best = confidence_features(evidence, posterior, None)
+    assert mass > 5
+    assert mean == pytest.approx(-2.0)
+    assert best == 1.5
+    assert logistic((0.0, 1.0, 2.0, 3.0), (1.0, 1.0, -1.0)) == pytest.approx(0.5)
+    assert logistic((1e9, 0.0), (0.0,)) == pytest.approx(1.0)
+
+
+def test_names_of_crs() -> None:
+    assert crs_name(pyproj.CRS.from_epsg(32633).to_wkt()) == "EPSG:32633"
+    local = LocalFrame(lat=10.0, lon=20.0).crs.to_wkt()
+    assert crs_name(local) == local
