@@ -43,7 +43,7 @@ def save_checkpoint(
         OutputError: The file cannot be written, for example because the disk is full.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     path = Path(path)
     try:
@@ -55,7 +55,8 @@ def save_checkpoint(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _atomic(path) as unfinished:
-            save_file(tensors, unfinished, metadata=metadata)
+            # Not save_file: its files can be read by their owner alone.
+            unfinished.write_bytes(save(tensors, metadata=metadata))
     except (OSError, SafetensorError) as error:
         raise OutputError(
             f"{path}: cannot be written ({error}); free some space or name another place."

@@ -304,6 +304,28 @@ def train(
     _note(f"wrote {checkpoint}")
 
 
+@app.command()
+def calibrate(
+    checkpoint: Annotated[Path, typer.Argument(help="RUN/checkpoint.safetensors, or weights.")],
+    out: Annotated[Path, typer.Option(help="Weights file to write.")],
+    cache: Annotated[Path, typer.Option(help="Keeps the validation cities.")] = Path(
+        "cache/calibrate"
+    ),
+    device: Device = None,
+    threads: Threads = None,
+    seed: Seed = 200_001,
+) -> None:
+    """Fit a model's probabilities on validation cities and write its weights."""
+    device = _set_up(device, threads)
+    from ciper.calibrate import CalibrateConfig
+    from ciper.calibrate import calibrate as run
+
+    config = CalibrateConfig(seeds=(seed, seed + 1, seed + 2))
+    with _progress_bar() as progress:
+        run(checkpoint, out, config, cache=cache, device=device, progress=progress)
+    _note(f"wrote {out}")
+
+
 def _set_up(device: str | None, threads: int | None) -> str:
     """Limit the threads before anything numerical is loaded, then look for the device."""
     limit_threads(threads)

@@ -299,7 +299,7 @@ class Localizer:
         evidence = match(
             self.model.network,
             code,
-            self._coarse_maps[torch.from_numpy(chips)],
+            self._coarse_maps(chips),
             lambda used: torch.from_numpy(self.gallery.fine[chips[used]]).to(self.model.device),
             log_prior=prior,
         )
@@ -338,9 +338,15 @@ class Localizer:
         found, similarity = self.gallery.index.search(queries, num_chips, chips=chips)
         return found[0], similarity[0]
 
+    def _coarse_maps(self, chips: NDArray[np.int64]) -> torch.Tensor:
+        """Coarse maps of chips: of a small gallery all are kept, 16 KiB a chip."""
+        if len(self.gallery) <= MAX_EXHAUSTIVE_CHIPS:
+            return self._all_coarse_maps[torch.from_numpy(chips)]
+        maps = torch.from_numpy(self.gallery.coarse[chips])
+        return maps.to(self.model.device, torch.bfloat16)
+
     @cached_property
-    def _coarse_maps(self) -> torch.Tensor:
-        """All coarse maps, read once: 32 KiB a chip."""
+    def _all_coarse_maps(self) -> torch.Tensor:
         maps = torch.from_numpy(np.asarray(self.gallery.coarse[:]))
         return maps.to(self.model.device, torch.bfloat16)
 

@@ -118,7 +118,7 @@ class Hypothesis:
 class Posterior:
     """A probability over the poses of R chips and "not in this gallery".
 
-    coarse: `(R, 32, 16, 16)` log mass of coarse cells that no window took over.
+    coarse: `(R, 32, 16, 16)` mass of coarse cells that no window took over.
     refinement: the fine windows.
     outside_prob: mass of "not in this gallery"; the other masses sum to 1 (they are conditional on
         the camera being in the gallery).
@@ -146,20 +146,19 @@ class Posterior:
         window cells how they share it. `floor` mixes in a uniform density: the probability that
         the evidence misleads.
         """
-        log_prob = coarse.astype(np.float64) / coarse_temperature
-        log_prob -= _logsumexp(log_prob)
+        prob = np.exp((coarse - coarse.max()) / np.float32(coarse_temperature), dtype=np.float32)
+        prob *= np.float32((1 - floor) / prob.sum(dtype=np.float64))
         if floor > 0:
-            is_possible = np.isfinite(log_prob)
-            uniform = np.where(is_possible, np.log(floor / max(1, is_possible.sum())), -np.inf)
-            log_prob = np.logaddexp(log_prob + np.log1p(-floor), uniform)
-        share = _covered_share(log_prob.shape, refinement)
-        with np.errstate(divide="ignore"):
-            covered = _logsumexp(log_prob + np.log(share))
-            rest = log_prob + np.log1p(-share)
+            is_possible = np.isfinite(coarse)
+            prob += is_possible * np.float32(floor / max(1, is_possible.sum()))
+        cells, share = _covered_cells(prob.shape, refinement)
+        covered = float((prob.ravel()[cells] * share).sum())
+        prob.ravel()[cells] *= 1 - share
         fine = refinement.log_prob.astype(np.float64) / fine_temperature
         fine = np.where(_is_first(refinement), fine, -np.inf)
-        fine = fine - _logsumexp(fine) + covered
-        return cls(places, rest, replace(refinement, log_prob=fine))
+        with np.errstate(divide="ignore"):
+            fine = fine - _logsumexp(fine) + np.log(covered)
+        return cls(places, prob, replace(refinement, log_prob=fine))
 
     def times(
         self, log_position: Callable[[Float, Float], Float], log_heading: Callable[[Float], Float]
@@ -167,13 +166,17 @@ class Posterior:
         """The product with a factor of position (x_m, y_m) and one of heading, renormalised."""
         x, y = self.coarse_xy
         heading = np.arange(NUM_HEADINGS) * HEADING_STEP_DEG
-        coarse = self.coarse + log_position(x, y)[:, None] + log_heading(heading)[:, None, None]
+        factor = log_position(x, y)[:, None] + log_heading(heading)[:, None, None]
         fx, fy = self.fine_xy
         fine = self.refinement.log_prob + log_position(fx, fy)[:, None]
         fine = fine + log_heading(self.refinement.heading_deg)[:, :, None, None]
-        total = np.logaddexp(_logsumexp(coarse), _logsumexp(fine))
-        refinement = replace(self.refinement, log_prob=fine - total)
-        return replace(self, coarse=coarse - total, refinement=refinement)
+        # The largest mass becomes 1 before the factors leave the logarithm.
+        with np.errstate(divide="ignore"):
+            peak = max(float((np.log(self.coarse) + factor).max()), float(fine.max()))
+        coarse = self.coarse * np.exp(factor - peak)
+        total = float(coarse.sum(dtype=np.float64) + np.exp(fine - peak).sum())
+        refinement = replace(self.refinement, log_prob=fine - peak - np.log(total))
+        return replace(self, coarse=coarse / total, refinement=refinement)
 
     def with_outside(self, outside_prob: float) -> Posterior:
         """The same masses in the gallery, with another probability of "not in this gallery"."""
@@ -206,7 +209,7 @@ class Posterior:
     @cached_property
     def place_prob(self) -> Float:
         """Mass of every 2 m place, headings summed: `(R, 32, 32)`."""
-        coarse = np.exp(self.coarse).sum(1) / 4
+        coarse = self.coarse.sum(1, dtype=np.float64) / 4
         prob: Float = coarse.repeat(2, axis=1).repeat(2, axis=2)
         r = self.refinement
         mass = np.exp(r.log_prob).sum(1)
@@ -275,7 +278,7 @@ class Posterior:
 
         Mardia and Jupp, Directional Statistics, 2.3.14: sqrt(-2 ln R).
         """
-        coarse = np.exp(self.coarse).sum((0, 2, 3))
+        coarse = self.coarse.sum((0, 2, 3), dtype=np.float64)
         fine = np.exp(self.refinement.log_prob).sum((2, 3)).ravel()
         angle = np.deg2rad(
             np.concatenate(
@@ -288,8 +291,8 @@ class Posterior:
 
     def sample(self, num_samples: int, rng: np.random.Generator) -> Float:
         """Draws poses `(num_samples, 3)`: x_m, y_m, heading_deg, uniform within their cells."""
-        coarse, fine = np.exp(self.coarse).ravel(), np.exp(self.refinement.log_prob).ravel()
-        weight = np.concatenate([coarse, fine])
+        coarse, fine = self.coarse.ravel(), np.exp(self.refinement.log_prob).ravel()
+        weight = np.concatenate([coarse, fine]).astype(np.float64)
         index = rng.choice(len(weight), num_samples, p=weight / weight.sum())
         is_fine = index >= len(coarse)
         chip, heading, row, column = np.unravel_index(
@@ -347,20 +350,21 @@ class Posterior:
         )
 
 
-def _covered_share(shape: tuple[int, ...], refinement: Refinement) -> Float:
-    """Share of every coarse cell that windows take over: `(R, 32, 16, 16)`."""
-    share = np.zeros(shape)
+def _covered_cells(shape: tuple[int, ...], refinement: Refinement) -> tuple[Int, Float]:
+    """Flat indexes of the coarse cells that windows reach, and the share that they take over."""
     offsets = np.arange(-1, 2)
-    for turn, part in ((-1, NEIGHBOUR_SHARE), (0, 1.0), (1, NEIGHBOUR_SHARE)):
-        heading = (refinement.heading + turn) % NUM_HEADINGS
-        rows = refinement.row[:, None] + offsets
-        columns = refinement.column[:, None] + offsets
-        is_inside = ((rows >= 0) & (rows < NUM_COARSE))[:, :, None]
-        is_inside = is_inside & ((columns >= 0) & (columns < NUM_COARSE))[:, None, :]
-        w, i, j = np.nonzero(is_inside)
-        cells = (refinement.chip[w], heading[w], rows[w, i], columns[w, j])
-        np.maximum.at(share, cells, part)
-    return share
+    rows = refinement.row[:, None] + offsets
+    columns = refinement.column[:, None] + offsets
+    is_inside = ((rows >= 0) & (rows < NUM_COARSE))[:, :, None]
+    is_inside = is_inside & ((columns >= 0) & (columns < NUM_COARSE))[:, None, :]
+    w, i, j = np.nonzero(is_inside)
+    turns, parts = np.array([-1, 0, 1]), np.array([NEIGHBOUR_SHARE, 1.0, NEIGHBOUR_SHARE])
+    heading = (refinement.heading[w] + turns[:, None]) % NUM_HEADINGS
+    index = (refinement.chip[w], heading, rows[w, i], columns[w, j])
+    cells, inverse = np.unique(np.ravel_multi_index(index, shape), return_inverse=True)
+    share = np.zeros(len(cells), dtype=np.float32)
+    np.maximum.at(share, inverse.ravel(), np.broadcast_to(parts[:, None], heading.shape).ravel())
+    return cells.astype(np.int64), share
 
 
 def _is_first(refinement: Refinement) -> NDArray[np.bool_]:
