@@ -1,7 +1,7 @@
 """Calibration: turns logits into probabilities that can be trusted, and exports the weights.
 
 Fitted on validation cities that neither training nor any reported figure uses. Photos of the
-city and foreign ones (of another city) meet each city's gallery; two temperatures and a floor are
+city and foreign ones (of another city) meet each city's gallery; the posterior's shape is
 chosen by the likelihood of the true places, two logistic models by that of "within 5 m" and
 "in this gallery".
 """
@@ -33,10 +33,11 @@ from ciper.simulate import SimulateConfig, simulate
 Float = NDArray[np.floating[Any]]
 Progress = Callable[[str, int, int], None]
 
-COARSE_TEMPERATURES = (0.8, 1.0, 1.25, 1.6, 2.0)
-FINE_TEMPERATURES = (0.8, 1.1, 1.5, 2.0)
+COARSE_TEMPERATURES = (0.8, 1.0, 1.3)
+FINE_TEMPERATURES = (0.8, 1.1, 1.5)
+UNREFINED_OFFSETS = (-2.0, 0.0, 2.0)
 FLOORS = (1e-4, 1e-3, 0.003, 0.01, 0.03, 0.1)
-# Weight of a missed coverage (0 to 1) against the mean log likelihood when temperatures are chosen.
+# Weight of a missed coverage (0 to 1) against the mean log likelihood when a candidate is chosen.
 COVERAGE_WEIGHT = 4.0
 RIDGE = 1e-2
 
@@ -53,7 +54,7 @@ class CalibrateConfig:
 
 @dataclass(frozen=True)
 class Case:
-    """A photo of a city against its gallery under every pair of temperatures, all `(T,)`.
+    """A photo of a city against its gallery under every candidate, all `(T,)`.
 
     log_density: of the true place (per m^2) without a floor; level: its highest-density level;
     area_m2: of the gallery.
@@ -97,11 +98,11 @@ def calibrate(
     model = load_model(out, device)
     cities = [prepare_city(model, config, cache, i, progress) for i in range(len(config.seeds))]
     cases = [
-        temperature_case(city.localizer, photo)
+        posterior_case(city.localizer, photo)
         for number, city in enumerate(cities, start=1)
-        for photo in _shown(city.own, progress, f"temperatures, city {number}")
+        for photo in _shown(city.own, progress, f"posterior, city {number}")
     ]
-    calibration = fit_temperatures(cases)
+    calibration = fit_posterior(cases)
     model = replace(model, calibration=calibration)
     features, is_right, is_own = [], [], []
     for number, city in enumerate(cities, start=1):
@@ -146,8 +147,8 @@ def prepare_city(
     )
 
 
-def fit_temperatures(cases: Sequence[Case]) -> Calibration:
-    """The temperatures and the floor under which the true places are most likely.
+def fit_posterior(cases: Sequence[Case]) -> Calibration:
+    """The candidate and the floor under which the true places are most likely.
 
     The score is the mean log likelihood less a penalty for a coverage of the 50 % and 90 %
     regions that is off.
@@ -164,8 +165,19 @@ def fit_temperatures(cases: Sequence[Case]) -> Calibration:
         index = int(score.argmax())
         best = max(best, (float(score[index]), index, floor))
     _, chosen, floor = best
-    coarse, fine = list(itertools.product(COARSE_TEMPERATURES, FINE_TEMPERATURES))[chosen]
-    return Calibration(coarse_temperature=coarse, fine_temperature=fine, floor=floor)
+    return replace(candidates()[chosen], floor=floor)
+
+
+def candidates() -> list[Calibration]:
+    """The shapes of posterior that are tried, all without a floor."""
+    return [
+        Calibration(
+            coarse_temperature=coarse, fine_temperature=fine, unrefined_offset=offset, floor=0.0
+        )
+        for coarse, fine, offset in itertools.product(
+            COARSE_TEMPERATURES, FINE_TEMPERATURES, UNREFINED_OFFSETS
+        )
+    ]
 
 
 def fit_logistic(features: Float, labels: NDArray[np.bool_]) -> tuple[float, ...]:
@@ -202,13 +214,12 @@ def _shown(photos: Sequence[PhotoPose], progress: Progress, what: str) -> Iterat
         progress(what, done, len(photos))
 
 
-def temperature_case(localizer: Localizer, photo: PhotoPose) -> Case:
-    """How a photo's posterior rates the truth under every pair of temperatures."""
+def posterior_case(localizer: Localizer, photo: PhotoPose) -> Case:
+    """How a photo's posterior rates the truth under every candidate."""
     found = localizer.match(_code(localizer, photo))
     x_m, y_m = found.places.to_local(lat=photo.lat, lon=photo.lon)
     density, level = [], []
-    for coarse, fine in itertools.product(COARSE_TEMPERATURES, FINE_TEMPERATURES):
-        calibration = Calibration(coarse_temperature=coarse, fine_temperature=fine, floor=0.0)
+    for calibration in candidates():
         posterior = posterior_of(found.evidence, found.places, calibration)
         density.append(posterior.log_density(x_m, y_m))
         level.append(posterior.highest_density_level(x_m, y_m))

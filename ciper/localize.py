@@ -309,7 +309,7 @@ class Localizer:
         """The calibrated posterior of some evidence, and what its confidence rests on."""
         calibration = self.model.calibration
         posterior = posterior_of(found.evidence, found.places, calibration)
-        features = confidence_features(found.evidence, posterior, found.log_prior)
+        features = confidence_features(found.evidence, posterior)
         outside = 1.0 - logistic(calibration.in_gallery, features)
         return posterior.with_outside(outside), features
 
@@ -408,24 +408,31 @@ def posterior_of(evidence: Evidence, places: Places, calibration: Any) -> Poster
         Refinement(evidence.chip, evidence.heading, evidence.row, evidence.column, evidence.fine),
         coarse_temperature=calibration.coarse_temperature,
         fine_temperature=calibration.fine_temperature,
+        unrefined_offset=calibration.unrefined_offset,
         floor=calibration.floor,
     )
 
 
-def confidence_features(
-    evidence: Evidence, posterior: Posterior, prior: NDArray[np.float32] | None
-) -> tuple[float, ...]:
-    """What tells a right answer from a wrong one.
+def confidence_features(evidence: Evidence, posterior: Posterior) -> tuple[float, ...]:
+    """What tells a right answer from a wrong one, all relative: no photo's logits have a zero.
 
     Returns:
-        Log odds of the mass within 5 m of the answer; mean evidence of the gallery (log); evidence
-        of the best pose.
+        Log odds of the mass within 5 m of the answer; how far its coarse evidence stands out of the
+        mean over the gallery; how much more than other modes the fine level confirms it.
     """
     mode = posterior.mode
     mass = min(max(posterior.prob_within(CONFIDENT_WITHIN_M, mode.x_m, mode.y_m), 1e-6), 1 - 1e-6)
-    prior_mass = np.log(evidence.coarse.size) if prior is None else _logsumexp(prior)
-    mean = _logsumexp(evidence.coarse) - prior_mass
-    return (float(np.log(mass / (1 - mass))), float(mean), float(evidence.fine.max()))
+    e = evidence
+    coarse = e.coarse[e.chip, e.heading, e.row, e.column].astype(np.float64)
+    fine = np.array([_logsumexp(window) for window in e.fine])
+    best = int(fine.argmax())
+    mean = _logsumexp(e.coarse) - np.log(np.isfinite(e.coarse).sum())
+    added = fine - coarse
+    return (
+        float(np.log(mass / (1 - mass))),
+        float(coarse[best] - mean),
+        float(added[best] - np.median(added)),
+    )
 
 
 def logistic(weights: Sequence[float], features: Sequence[float]) -> float:

@@ -138,27 +138,32 @@ class Posterior:
         *,
         coarse_temperature: float = 1.0,
         fine_temperature: float = 1.0,
+        unrefined_offset: float = 0.0,
         floor: float = 0.0,
     ) -> Posterior:
         """Normalises logits; `refinement.log_prob` holds logits here.
 
-        A softmax over all coarse cells says how much mass the windows share, a softmax over all
-        window cells how they share it. `floor` mixes in a uniform density: the probability that
-        the evidence misleads.
+        A window's logits replace those of the coarse cells that it covers. What the fine level
+        would add to a cell that was not refined is taken to be the median of what it added to the
+        windows (most of them are wrong places too), plus `unrefined_offset`: a window that the
+        fine level confirms gains on everything else. `floor` mixes in a uniform density: the
+        probability that the evidence misleads.
         """
-        prob = np.exp((coarse - coarse.max()) / np.float32(coarse_temperature), dtype=np.float32)
-        prob *= np.float32((1 - floor) / prob.sum(dtype=np.float64))
+        r = refinement
+        peak = float(coarse.max())
+        prob = np.exp((coarse - peak) / np.float32(coarse_temperature), dtype=np.float32)
+        covered = _take_covered(prob, r)
+        fine = r.log_prob.astype(np.float64) / fine_temperature
+        with np.errstate(divide="ignore", invalid="ignore"):
+            added = _window_logits(fine) - np.log(covered)
+            unrefined = float(np.median(added[np.isfinite(added)])) + unrefined_offset
+            fine = np.where(_is_first(r), fine, -np.inf) - unrefined
+        total = float(np.logaddexp(np.log(prob.sum(dtype=np.float64)), _logsumexp(fine)))
+        prob *= np.float32((1 - floor) * np.exp(-total))
         if floor > 0:
             is_possible = np.isfinite(coarse)
             prob += is_possible * np.float32(floor / max(1, is_possible.sum()))
-        cells, share = _covered_cells(prob.shape, refinement)
-        covered = float((prob.ravel()[cells] * share).sum())
-        prob.ravel()[cells] *= 1 - share
-        fine = refinement.log_prob.astype(np.float64) / fine_temperature
-        fine = np.where(_is_first(refinement), fine, -np.inf)
-        with np.errstate(divide="ignore"):
-            fine = fine - _logsumexp(fine) + np.log(covered)
-        return cls(places, prob, replace(refinement, log_prob=fine))
+        return cls(places, prob, replace(r, log_prob=fine - total + np.log1p(-floor)))
 
     def times(
         self, log_position: Callable[[Float, Float], Float], log_heading: Callable[[Float], Float]
@@ -350,8 +355,11 @@ class Posterior:
         )
 
 
-def _covered_cells(shape: tuple[int, ...], refinement: Refinement) -> tuple[Int, Float]:
-    """Flat indexes of the coarse cells that windows reach, and the share that they take over."""
+def _take_covered(prob: Float, refinement: Refinement) -> Float:
+    """Takes out of `prob (R, 32, 16, 16)` what windows cover; returns each window's part `(W,)`.
+
+    What two windows cover is taken out once and counted in both.
+    """
     offsets = np.arange(-1, 2)
     rows = refinement.row[:, None] + offsets
     columns = refinement.column[:, None] + offsets
@@ -360,11 +368,25 @@ def _covered_cells(shape: tuple[int, ...], refinement: Refinement) -> tuple[Int,
     w, i, j = np.nonzero(is_inside)
     turns, parts = np.array([-1, 0, 1]), np.array([NEIGHBOUR_SHARE, 1.0, NEIGHBOUR_SHARE])
     heading = (refinement.heading[w] + turns[:, None]) % NUM_HEADINGS
-    index = (refinement.chip[w], heading, rows[w, i], columns[w, j])
-    cells, inverse = np.unique(np.ravel_multi_index(index, shape), return_inverse=True)
+    index = np.ravel_multi_index(
+        (refinement.chip[w], heading, rows[w, i], columns[w, j]), prob.shape
+    )
+    part = np.broadcast_to(parts[:, None], index.shape)
+    covered = np.zeros(len(refinement.chip))
+    np.add.at(covered, np.broadcast_to(w, index.shape), prob.ravel()[index] * part)
+    cells, inverse = np.unique(index, return_inverse=True)
     share = np.zeros(len(cells), dtype=np.float32)
-    np.maximum.at(share, inverse.ravel(), np.broadcast_to(parts[:, None], heading.shape).ravel())
-    return cells.astype(np.int64), share
+    np.maximum.at(share, inverse.ravel(), part.ravel())
+    prob.ravel()[cells] *= 1 - share
+    return covered
+
+
+def _window_logits(logits: Float) -> Float:
+    """Log-sum-exp of each window: `(W, 9, 6, 6)` to `(W,)`."""
+    flat = logits.reshape(len(logits), -1)
+    peak = flat.max(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(peak + np.log(np.exp(flat - peak[:, None]).sum(1)))
 
 
 def _is_first(refinement: Refinement) -> NDArray[np.bool_]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from ciper.calibrate import (
-    COARSE_TEMPERATURES,
-    FINE_TEMPERATURES,
     Case,
+    candidates,
     fit_logistic,
-    fit_temperatures,
+    fit_posterior,
 )
 from ciper.localize import logistic
 
@@ -35,22 +34,21 @@ def test_logistic_fit_survives_one_class_and_constant_features() -> None:
     assert logistic(weights, (1.0, 1.0, 1.0)) > 0.9
 
 
-def test_temperatures_with_honest_levels_win_over_equally_likely_dishonest_ones() -> None:
-    pairs = list(itertools.product(COARSE_TEMPERATURES, FINE_TEMPERATURES))
+def test_a_posterior_with_honest_levels_win_over_equally_likely_dishonest_ones() -> None:
+    shapes = candidates()
     honest = 7
     rng = np.random.default_rng(0)
     cases = []
     for _ in range(400):
-        level = np.full(len(pairs), 0.99)
+        level = np.full(len(shapes), 0.99)
         level[honest] = rng.random()
-        cases.append(Case(np.full(len(pairs), -5.0), level, area_m2=1e6))
-    fitted = fit_temperatures(cases)
-    assert (fitted.coarse_temperature, fitted.fine_temperature) == pairs[honest]
+        cases.append(Case(np.full(len(shapes), -5.0), level, area_m2=1e6))
+    assert replace(fit_posterior(cases), floor=0.0) == shapes[honest]
 
 
 def test_a_floor_is_raised_when_the_evidence_misleads() -> None:
-    num = len(COARSE_TEMPERATURES) * len(FINE_TEMPERATURES)
+    num = len(candidates())
     right = [Case(np.full(num, -2.0), np.full(num, 0.3), 1e6) for _ in range(80)]
     misled = [Case(np.full(num, -60.0), np.full(num, 1.0), 1e6) for _ in range(20)]
-    assert fit_temperatures([*right, *misled]).floor >= 0.03
-    assert fit_temperatures(right).floor <= 0.01
+    assert fit_posterior([*right, *misled]).floor >= 0.03
+    assert fit_posterior(right).floor <= 0.01

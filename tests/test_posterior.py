@@ -66,6 +66,25 @@ def test_overlapping_windows_count_a_cell_once() -> None:
     assert total_mass(posterior) == pytest.approx(1.0)
 
 
+def test_a_window_that_the_fine_level_confirms_gains_on_cells_that_were_not_refined() -> None:
+    """Windows around three equal peaks; the fine level adds 5 to the first, nothing to the rest."""
+    coarse = np.full((1, 32, 16, 16), -8.0, dtype=np.float32)
+    chosen = np.array([0, 8, 16]), np.array([4, 4, 11]), np.array([4, 11, 4])
+    coarse[0, chosen[0], chosen[1], chosen[2]] = 0.0
+
+    def posterior(added: float) -> Posterior:
+        fine = np.zeros((3, 9, 6, 6))
+        fine[0] += added
+        refinement = Refinement(np.zeros(3, dtype=np.int64), *chosen, log_prob=fine)
+        return Posterior.from_logits(row_of_chips(1), coarse, refinement)
+
+    plain, confirmed = posterior(0.0), posterior(5.0)
+    first = [float(np.exp(p.refinement.log_prob[0]).sum()) for p in (plain, confirmed)]
+    rest = [float(p.coarse.sum()) for p in (plain, confirmed)]
+    assert first[1] / first[0] > 2.0
+    assert first[1] / rest[1] == pytest.approx(first[0] / rest[0] * np.exp(5.0), rel=1e-3)
+
+
 def test_credible_levels_are_uniform_on_the_posteriors_own_samples() -> None:
     one, other = peak(-20.0, 5.0, 350.0, sigma_m=5.0), peak(30.0, -12.0, 80.0, sigma_m=9.0)
 

@@ -24,13 +24,14 @@ from ciper.model.network import GroundCode, Network, NetworkConfig
 class Calibration:
     """What turns logits into probabilities; fitted on validation cities, never on test ones.
 
-    `coarse_temperature`, `fine_temperature` and `floor` shape the posterior (see
-    `Posterior.from_logits`). `confidence` and `in_gallery` are the weights of two logistic models
-    on (1, `localize.confidence_features`).
+    `coarse_temperature`, `fine_temperature`, `unrefined_offset` and `floor` shape the posterior
+    (see `Posterior.from_logits`). `confidence` and `in_gallery` are the weights of two logistic
+    models on (1, `localize.confidence_features`).
     """
 
     coarse_temperature: float = 1.0
     fine_temperature: float = 1.0
+    unrefined_offset: float = 0.0
     floor: float = 0.01
     confidence: tuple[float, ...] = (0.0, 1.0, 0.0, 0.0)
     in_gallery: tuple[float, ...] = (2.0, 0.0, 0.0, 0.0)
