@@ -4,7 +4,7 @@
 #   make demo                                      a simulated city that the weights never saw
 #   make demo RASTER="a.tif b.tif" PHOTOS="*.jpg"  the same on your own files
 #   make test                                      format, lint, types, tests
-#   make demo TORCH="torch --index-url https://download.pytorch.org/whl/cu128"    with a GPU
+#   make demo TORCH="torch --index-url URL"        with another build of PyTorch
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -63,7 +63,11 @@ format: $(READY)
 CIPER := $(BIN)/ciper
 CITY := $(DEMO)/city
 OWN := $(DEMO)/own
-WEIGHTS := $(wildcard ciper/weights/$(MODEL)/model.safetensors)
+WEIGHTS := $(wildcard ciper/weights/$(MODEL)/model.safetensors $(filter %.safetensors,$(MODEL)))
+
+# Empty files whose names hold the settings: another setting makes what depends on it anew.
+CITY_STAMP := $(DEMO)/.city-$(DEMO_SEED)-$(DEMO_SIZE_M)-$(DEMO_PHOTOS)
+MODEL_STAMP := $(DEMO)/.model-$(subst /,_,$(MODEL))
 
 # Links of a report that is copied one folder up.
 RELINK = sed -E 's@(\]\(|src=")([^):/"\#][^):"]*[)"])@\1$(1)/\2@g'
@@ -74,11 +78,17 @@ else
 demo: demo-city
 endif
 
-$(CITY)/poses.csv: | $(READY)
+$(CITY_STAMP) $(MODEL_STAMP):
+	mkdir -p $(DEMO)
+	rm -f $(DEMO)/$(firstword $(subst -, ,$(@F)))-*
+	touch $@
+
+$(CITY)/poses.csv: $(CITY_STAMP) | $(READY)
 	rm -rf $(CITY)
 	$(CIPER) simulate $(CITY) --seed $(DEMO_SEED) --size-m $(DEMO_SIZE_M) --num-photos $(DEMO_PHOTOS)
+	touch $@
 
-$(DEMO)/gallery/manifest.json: $(CITY)/poses.csv $(WEIGHTS)
+$(DEMO)/gallery/manifest.json: $(CITY)/poses.csv $(MODEL_STAMP) $(WEIGHTS)
 	rm -rf $(DEMO)/gallery
 	$(CIPER) index $(CITY)/aerial.tif --out $(DEMO)/gallery --model $(MODEL)
 	touch $@
@@ -86,12 +96,13 @@ $(DEMO)/gallery/manifest.json: $(CITY)/poses.csv $(WEIGHTS)
 demo-city: $(DEMO)/gallery/manifest.json
 	rm -rf $(DEMO)/report $(DEMO)/pictures
 	mkdir -p $(DEMO)/pictures
-	$(CIPER) localize $(CITY)/photos/*.jpg --gallery $(DEMO)/gallery --json > $(DEMO)/answers.json
+	$(CIPER) localize $(CITY)/photos/*.jpg --gallery $(DEMO)/gallery --model $(MODEL) --json \
+	    > $(DEMO)/answers.json
 	for photo in $$(ls $(CITY)/photos/*.jpg | head -n 4); do \
-	    $(CIPER) localize "$$photo" --gallery $(DEMO)/gallery --csv \
+	    $(CIPER) localize "$$photo" --gallery $(DEMO)/gallery --model $(MODEL) --csv \
 	        --picture $(DEMO)/pictures/$$(basename "$$photo" .jpg).png; \
 	done
-	$(CIPER) evaluate $(CITY)/poses.csv --gallery $(DEMO)/gallery --out $(DEMO)/report
+	$(CIPER) evaluate $(CITY)/poses.csv --gallery $(DEMO)/gallery --model $(MODEL) --out $(DEMO)/report
 	$(call RELINK,report) $(DEMO)/report/report.md > $(DEMO)/report.md
 	{ printf '\n## Some of the photos\n'; \
 	  for picture in $(DEMO)/pictures/*.png; do \
@@ -105,11 +116,14 @@ demo-own: $(READY)
 	rm -rf $(OWN)
 	mkdir -p $(OWN)/pictures
 	$(CIPER) index $(RASTER) --out $(OWN)/gallery --model $(MODEL)
-	$(CIPER) localize $(PHOTOS) --gallery $(OWN)/gallery --csv \
-	    --picture $(OWN)/pictures/photo.png > $(OWN)/answers.csv
+# Status 2 with answers: some of the photos cannot be used, which must not cost the others' report.
+	$(CIPER) localize $(PHOTOS) --gallery $(OWN)/gallery --model $(MODEL) --csv \
+	    --picture $(OWN)/pictures/photo.png > $(OWN)/answers.csv || \
+	    { status=$$?; test $$status -eq 2 -a -s $(OWN)/answers.csv || exit $$status; }
 	{ printf '# Where the photos were taken\n\n'; \
 	  sed -e 's/,/ | /g' -e 's/^/| /' -e 's/$$/ |/' -e '1{p;s/[^|]\{1,\}/---/g}' $(OWN)/answers.csv; \
 	  for picture in $(OWN)/pictures/*.png; do \
+	      test -e "$$picture" || continue; \
 	      printf '\n![%s](own/pictures/%s)\n' "$$(basename $$picture .png)" "$$(basename $$picture)"; \
 	  done; } > $(DEMO)/report.md
 	@echo "see $(DEMO)/report.md"

@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from ciper.city.parts import CITY_VERSION
 from ciper.data.poses import PhotoPose, read_poses
+from ciper.errors import OutputError
 from ciper.index import build_index
 from ciper.localize import (
     CONFIDENT_WITHIN_M,
@@ -92,10 +94,13 @@ def calibrate(
         The calibration that was written.
     """
     config = config or CalibrateConfig()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Fit what will be used: the float16 weights.
-    export_weights(checkpoint, out, Calibration())
-    model = load_model(out, device)
+    if out.exists() and checkpoint.resolve() == out.resolve():
+        raise OutputError(f"{out} is the checkpoint itself; expected another file for the weights")
+    # Fit what will be used, the float16 weights; `out` is touched when all is done.
+    cache.mkdir(parents=True, exist_ok=True)
+    draft = cache / f"{out.stem}.draft.safetensors"
+    export_weights(checkpoint, draft, Calibration())
+    model = load_model(draft, device)
     cities = [prepare_city(model, config, cache, i, progress) for i in range(len(config.seeds))]
     cases = [
         posterior_case(city.localizer, photo)
@@ -118,6 +123,7 @@ def calibrate(
         in_gallery=fit_logistic(np.array(features), np.array(is_own)),
     )
     export_weights(checkpoint, out, calibration)
+    draft.unlink()
     return calibration
 
 
@@ -197,7 +203,8 @@ def fit_logistic(features: Float, labels: NDArray[np.bool_]) -> tuple[float, ...
 
 
 def _city(seed: int, camera: str, config: CalibrateConfig, cache: Path) -> Path:
-    folder = cache / f"{seed}-{config.size_m:g}-{config.num_photos}-{camera.replace(':', '')}"
+    name = f"{seed}-{config.size_m:g}-{config.num_photos}-{camera.replace(':', '')}"
+    folder = cache / f"{name}-v{CITY_VERSION}"
     if not folder.exists():
         simulate(
             folder,

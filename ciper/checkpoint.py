@@ -8,7 +8,6 @@ file is ever executed, unlike a pickle.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import zlib
@@ -106,12 +105,6 @@ def find_weights(name_or_path: str | Path) -> Path:
         f"{name_or_path}: neither a file nor shipped weights; name a .safetensors file or one of: "
         f"{', '.join(names) or 'none are shipped'}."
     )
-
-
-def sha256_file(path: str | Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal; it names weights and checks galleries."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _parse_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:

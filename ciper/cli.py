@@ -127,7 +127,6 @@ def index(
     chip_m: Annotated[float, typer.Option(help="Side of a chip.")] = 128.0,
     stride_m: Annotated[float, typer.Option(help="Distance between chips.")] = 64.0,
     append: Annotated[bool, typer.Option("--append", help="Add to a finished gallery.")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Threads that read rasters.")] = 1,
     device: Device = None,
     threads: Threads = None,
     seed: Seed = 0,
@@ -140,6 +139,7 @@ def index(
     options = IndexOptions(chip_m=chip_m, stride_m=stride_m, append=append)
     with _progress_bar() as progress:
         encoder = load_model(model, device)
+        encoder.check_grid(chip_m=chip_m, stride_m=stride_m)
         report = build_index(rasters, out, encoder, options, partial(progress, "chips"))
     _note(
         f"{report.path}: {report.num_chips} chips of {report.num_rasters} rasters, "
@@ -198,42 +198,53 @@ def localize(
     near_prior = None if place is None else Near(*place)
     heading_prior = None if compass is None else Heading(*compass)
     localizer = Localizer(gallery, model, device)
+    answers: list[Answer] = []
     misread: list[str] = []
 
-    def answer(photo: Path) -> Answer:
+    def answer(photo: Path) -> None:
         found = localizer.localize(photo, near=near_prior, heading=heading_prior, camera=camera)
         misread.extend(found.metadata.problems)
+        answers.append(answer_of(found, localizer.gallery.chips, num_hypotheses=top))
         if pictures is not None:
             from ciper.data.preprocess import read_photo
             from ciper.picture import answer_picture
 
             answer_picture(found, localizer, read_photo(photo), pictures[photo], top=top)
-        return answer_of(found, localizer.gallery.chips, num_hypotheses=top)
 
-    answers, problems = _answer_all(files, answer)
-    typer.echo(format_answers(answers, form), nl=False)
+    problems, stop = _answer_all(files, answer)
+    if answers or stop is None:
+        typer.echo(format_answers(answers, form), nl=False)
     _note_assumed_cameras(answers)
     _note_misread(misread)
     for problem in problems:
         _note_error(problem)
+    if stop is not None:
+        raise stop
     if problems:
         raise typer.Exit(2)
 
 
 def _answer_all(
-    photos: Sequence[Path], answer: Callable[[Path], Answer]
-) -> tuple[list[Answer], list[CiperError]]:
-    """Answers, and what was wrong with the other photos: one must not cost the answers for all."""
-    answers: list[Answer] = []
+    photos: Sequence[Path], answer: Callable[[Path], None]
+) -> tuple[list[CiperError], CiperError | KeyboardInterrupt | None]:
+    """Answer photo by photo; what goes wrong must not cost the answers that there are.
+
+    Returns:
+        What was wrong with single photos, and what stopped the run before its end, to be raised
+        when the answers have been printed.
+    """
     problems: list[CiperError] = []
-    with _progress_bar() as progress:
-        for done, photo in enumerate(photos, start=1):
-            try:
-                answers.append(answer(photo))
-            except (PhotoError, CameraError) as error:
-                problems.append(error)
-            progress("photos", done, len(photos))
-    return answers, problems
+    try:
+        with _progress_bar() as progress:
+            for done, photo in enumerate(photos, start=1):
+                try:
+                    answer(photo)
+                except (PhotoError, CameraError) as error:
+                    problems.append(error)
+                progress("photos", done, len(photos))
+    except (CiperError, KeyboardInterrupt) as error:
+        return problems, error
+    return problems, None
 
 
 @app.command()

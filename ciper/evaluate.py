@@ -24,7 +24,7 @@ from ciper.data.photos import find_photos
 from ciper.data.poses import PhotoPose, read_poses
 from ciper.errors import CameraError, ConfigError, PhotoError
 from ciper.geo import LocalFrame
-from ciper.localize import Localizer, Match, Near, logistic
+from ciper.localize import Localizer, Match, Near, Prior
 from ciper.model.load import Model
 from ciper.model.matcher import match
 from ciper.posterior import Places, Posterior
@@ -96,10 +96,12 @@ def evaluate(
         chips = localizer.gallery.chips
         setting = Setting(Places.around(chips.lat, chips.lon), options, seed)
         figures = {**_described(localizer, spec, seed), **figures_of(queries, setting)}
-        foreign_confidence = _confidence_of(localizer, foreign, progress)
+        foreign_confidence, problems = _confidence_of(localizer, foreign, progress)
         if foreign:
-            figures["foreign"] = foreign_figures(queries, foreign_confidence)
-        figures["warnings"] = _warnings_of(queries)
+            figures["foreign"] = foreign_figures(
+                queries, foreign_confidence, num_unreadable=len(problems)
+            )
+        figures["warnings"] = [*_warnings_of(queries), *_warnings_of_foreign(problems, foreign)]
         figures["seconds"] = time.perf_counter() - started
         figures = metrics.finite_or_none(figures)
         text = json.dumps(figures, indent=2, allow_nan=False) + "\n"
@@ -147,6 +149,15 @@ def _warnings_of(queries: Sequence[Query]) -> list[str]:
             f"first: {problems[0]}"
         )
     return warnings
+
+
+def _warnings_of_foreign(problems: Sequence[str], poses: Sequence[PhotoPose]) -> list[str]:
+    if not problems:
+        return []
+    return [
+        f"{len(problems)} of {len(poses)} foreign photos cannot be read and are left out; the "
+        f"first: {problems[0]}"
+    ]
 
 
 # ---------------------------------------------------------------------------------------- questions
@@ -258,8 +269,8 @@ def _match_in_chips(
             torch.from_numpy(codes.coarse[i : i + 1]).to(model.device, torch.bfloat16),
             lambda used, fine=fine: fine[torch.from_numpy(used)],  # type: ignore[misc]
         )
-        posterior, features = localizer.judge(Match(np.array([-1]), place, None, evidence))
-        confidence = logistic(model.calibration.confidence, features)
+        posterior, features = localizer.judge(Match(np.array([-1]), place, Prior(place), evidence))
+        confidence = localizer.confidence(posterior, features)
         seconds = time.perf_counter() - started
         query.in_chip = _held_against(query.pose, posterior, confidence, features, seconds)
 
@@ -313,13 +324,18 @@ def _foreign_poses(names: Sequence[str]) -> tuple[PhotoPose, ...]:
 
 def _confidence_of(
     localizer: Localizer, poses: Sequence[PhotoPose], progress: Progress
-) -> tuple[float, ...]:
-    confidences = []
+) -> tuple[tuple[float, ...], list[str]]:
+    """Confidence of the answers, and what was wrong with the photos that have none."""
+    confidences, problems = [], []
     for i, pose in enumerate(poses, start=1):
-        found = localizer.localize(pose.photo, camera=pose.camera_overrides)
-        confidences.append(found.confidence)
+        try:
+            found = localizer.localize(pose.photo, camera=pose.camera_overrides)
+        except (PhotoError, CameraError) as error:
+            problems.append(" ".join(str(error).split()))
+        else:
+            confidences.append(found.confidence)
         progress("foreign photos", i, len(poses))
-    return tuple(confidences)
+    return tuple(confidences), problems
 
 
 # ---------------------------------------------------------------------------------------- retrieval

@@ -32,7 +32,7 @@ from ciper.gallery.chips import (
     read_block,
 )
 from ciper.gallery.inspect import expand_rasters, inspect_raster
-from ciper.gallery.manifest import MANIFEST, GalleryHeader, Manifest, ShardRecord
+from ciper.gallery.manifest import GalleryHeader, Manifest, ShardRecord, holds_gallery
 from ciper.gallery.raster import Mosaic, RasterInfo
 from ciper.gallery.shards import AerialCodes, Shard, sha256_of
 from ciper.gallery.store import Gallery, check_raster
@@ -140,7 +140,7 @@ def build_index(
     """
     start, options, out = time.monotonic(), options or IndexOptions(), Path(out)
     header = _header(encoder, options)
-    known = Manifest.read(out) if (out / MANIFEST).is_file() else None
+    known = Manifest.read(out) if holds_gallery(out) else None
     paths = expand_rasters(rasters)
     old = _old_rasters(known, header) if known and options.append else ()
     new = [inspect_raster(p) for p in paths if str(p) not in {r.path for r in old}]
@@ -154,7 +154,7 @@ def build_index(
             f"{out}: already holds a gallery of other rasters, options or another model; add to it "
             "with --append or choose another --out."
         )
-    writer = GalleryWriter(out, header, command)
+    writer = GalleryWriter(out, header)
     job = _Job(all_rasters, encoder, options, progress, writer)
     shards = job.run(_plan(out, known, all_rasters, len(old), header.grid))
     if not shards and known is None:

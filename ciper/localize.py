@@ -97,6 +97,45 @@ class Heading:
 
 
 @dataclass(frozen=True)
+class Prior:
+    """What is known before the photo is looked at, on the chips `places`."""
+
+    places: Places
+    near: Near | None = None
+    heading: Heading | None = None
+
+    @property
+    def says_something(self) -> bool:
+        """Whether there is any."""
+        return self.near is not None or self.heading is not None
+
+    def log_position(self, x_m: Float, y_m: Float) -> Float:
+        """Log factor at positions in the places' frame."""
+        if self.near is None:
+            return np.zeros(np.shape(x_m))
+        middle = self.places.to_local(lat=self.near.lat, lon=self.near.lon)
+        return self.near.log_factor(np.hypot(x_m - middle[0], y_m - middle[1]))
+
+    def log_heading(self, heading_deg: Float, step_deg: float) -> Float:
+        """Log factor at headings of cells `step_deg` wide."""
+        if self.heading is None:
+            return np.zeros(np.shape(heading_deg))
+        return self.heading.log_factor(heading_deg, step_deg)
+
+    def on_coarse_cells(self) -> NDArray[np.float32] | None:
+        """`(R, 32, 16, 16)`, or None without any."""
+        if not self.says_something:
+            return None
+        offset = (np.arange(NUM_COARSE) + 0.5 - NUM_COARSE / 2) * COARSE_M
+        x_m = self.places.x_m[:, None, None] + offset + 0 * offset[:, None]
+        y_m = self.places.y_m[:, None, None] - offset[:, None] + 0 * offset
+        steps = np.arange(NUM_HEADINGS) * HEADING_STEP_DEG
+        turn = self.log_heading(steps, HEADING_STEP_DEG)
+        total = self.log_position(x_m, y_m)[:, None] + turn[:, None, None]
+        return total.astype(np.float32)
+
+
+@dataclass(frozen=True)
 class EncodedPhoto:
     """A photo that was read and encoded; it can be asked for under any priors.
 
@@ -122,13 +161,13 @@ class Match:
     Attributes:
         chips: (R,) their indexes in the gallery.
         places: where they are.
-        log_prior: the priors on the coarse cells, contained in the evidence too; None without any.
+        prior: what was known beforehand; the evidence is free of it.
         evidence: the network's.
     """
 
     chips: NDArray[np.int64]
     places: Places
-    log_prior: NDArray[np.float32] | None
+    prior: Prior
     evidence: Evidence
 
     @property
@@ -202,6 +241,8 @@ class Localizer:
             if isinstance(gallery, Gallery)
             else Gallery.open(gallery, model_hash=self.model.model_hash)
         )
+        header = self.gallery.header
+        self.model.check_grid(chip_m=header.chip_m, stride_m=header.stride_m)
         if len(self.gallery) == 0:
             raise GalleryError(
                 f"{self.gallery.path} has no chips; expected at least one: index again"
@@ -260,7 +301,7 @@ class Localizer:
             posterior=posterior,
             chips=found.chips,
             chip_evidence=found.chip_evidence,
-            confidence=logistic(self.model.calibration.confidence, features),
+            confidence=self.confidence(posterior, features),
             camera=photo.camera,
             metadata=photo.metadata,
             features=features,
@@ -295,13 +336,14 @@ class Localizer:
         chips = self.candidates(code, near)
         table = self.gallery.chips
         places = Places.around(table.lat[chips], table.lon[chips])
-        prior = log_prior(places, self._has_imagery[chips], near, heading)
+        prior = Prior(places, near, heading)
         evidence = match(
             self.model.network,
             code,
             self._coarse_maps(chips),
             lambda used: torch.from_numpy(self.gallery.fine[chips[used]]).to(self.model.device),
-            log_prior=prior,
+            has_imagery=self._has_imagery[chips],
+            log_prior=prior.on_coarse_cells(),
         )
         return Match(chips, places, prior, evidence)
 
@@ -309,9 +351,16 @@ class Localizer:
         """The calibrated posterior of some evidence, and what its confidence rests on."""
         calibration = self.model.calibration
         posterior = posterior_of(found.evidence, found.places, calibration)
-        features = confidence_features(found.evidence, posterior)
+        if found.prior.says_something:
+            posterior = posterior.times(found.prior.log_position, found.prior.log_heading)
+        features = confidence_features(found.evidence, posterior, found.prior.on_coarse_cells())
         outside = 1.0 - logistic(calibration.in_gallery, features)
         return posterior.with_outside(outside), features
+
+    def confidence(self, posterior: Posterior, features: Sequence[float]) -> float:
+        """Probability that the answer lies within 5 m; never above that of "in this gallery"."""
+        within = logistic(self.model.calibration.confidence, features)
+        return min(within, 1.0 - posterior.outside_prob)
 
     def candidates(self, code: GroundCode, near: Near | None) -> NDArray[np.int64]:
         """The chips that the photo is matched with: all, those near the prior, or a shortlist."""
@@ -339,7 +388,7 @@ class Localizer:
         return found[0], similarity[0]
 
     def _coarse_maps(self, chips: NDArray[np.int64]) -> torch.Tensor:
-        """Coarse maps of chips: of a small gallery all are kept, 16 KiB a chip."""
+        """Coarse maps of chips: of a small gallery all are kept, 32 KiB a chip."""
         if len(self.gallery) <= MAX_EXHAUSTIVE_CHIPS:
             return self._all_coarse_maps[torch.from_numpy(chips)]
         maps = torch.from_numpy(self.gallery.coarse[chips])
@@ -372,34 +421,6 @@ def crs_name(wkt: str) -> str:
     return wkt if authority is None else ":".join(authority)
 
 
-def log_prior(
-    places: Places,
-    has_imagery: NDArray[np.bool_],
-    near: Near | None = None,
-    heading: Heading | None = None,
-) -> NDArray[np.float32] | None:
-    """The priors' log factors on the coarse cells: `(R, 32, 16, 16)`, or None without any.
-
-    Nobody is found where there is no imagery: cells outside `has_imagery (R, 16, 16)` are -inf.
-    """
-    if near is None and heading is None and has_imagery.all():
-        return None
-    shape = (len(places.lat), NUM_HEADINGS, NUM_COARSE, NUM_COARSE)
-    total = np.zeros(shape, dtype=np.float32)
-    if near is not None:
-        offset = (np.arange(NUM_COARSE) + 0.5 - NUM_COARSE / 2) * COARSE_M
-        x_m, y_m = places.frame.to_local(lat=near.lat, lon=near.lon)
-        dx = places.x_m[:, None, None] + offset - x_m
-        dy = places.y_m[:, None, None] - offset[:, None] - y_m
-        total += near.log_factor(np.hypot(dx, dy)).astype(np.float32)[:, None]
-    if heading is not None:
-        steps = np.arange(NUM_HEADINGS) * HEADING_STEP_DEG
-        factor = heading.log_factor(steps, HEADING_STEP_DEG)
-        total += factor.astype(np.float32)[:, None, None]
-    total += np.where(has_imagery, np.float32(0), np.float32(-np.inf))[:, None]
-    return total
-
-
 def posterior_of(evidence: Evidence, places: Places, calibration: Any) -> Posterior:
     """Calibrated posterior of a photo's evidence."""
     return Posterior.from_logits(
@@ -413,21 +434,27 @@ def posterior_of(evidence: Evidence, places: Places, calibration: Any) -> Poster
     )
 
 
-def confidence_features(evidence: Evidence, posterior: Posterior) -> tuple[float, ...]:
+def confidence_features(
+    evidence: Evidence, posterior: Posterior, log_prior: NDArray[np.float32] | None
+) -> tuple[float, ...]:
     """What tells a right answer from a wrong one, all relative: no photo's logits have a zero.
 
     Returns:
         Log odds of the mass within 5 m of the answer; how far its coarse evidence stands out of the
-        mean over the gallery; how much more than other modes the fine level confirms it.
+        mean over the places that the prior leaves; how much more than other modes the fine level
+        confirms it.
     """
     mode = posterior.mode
     mass = min(max(posterior.prob_within(CONFIDENT_WITHIN_M, mode.x_m, mode.y_m), 1e-6), 1 - 1e-6)
     e = evidence
     coarse = e.coarse[e.chip, e.heading, e.row, e.column].astype(np.float64)
-    fine = np.array([_logsumexp(window) for window in e.fine])
-    best = int(fine.argmax())
-    mean = _logsumexp(e.coarse) - np.log(np.isfinite(e.coarse).sum())
-    added = fine - coarse
+    added = np.array([_logsumexp(window) for window in e.fine]) - coarse
+    best = int(posterior.refinement.log_prob.reshape(len(added), -1).max(1).argmax())
+    if log_prior is None:
+        mean = _logsumexp(e.coarse) - np.log(np.isfinite(e.coarse).sum())
+    else:
+        is_possible = np.isfinite(e.coarse)
+        mean = _logsumexp(e.coarse + log_prior) - _logsumexp(log_prior[is_possible])
     return (
         float(np.log(mass / (1 - mass))),
         float(coarse[best] - mean),

@@ -8,6 +8,7 @@ caller to show; they never stop a photo from being read.
 from __future__ import annotations
 
 import math
+import struct
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,23 @@ from ciper.geo import wrap_deg
 # Orientations 5 to 8 swap rows and columns (EXIF 2.32, tag 0x0112).
 _SWAPPING_ORIENTATIONS = (5, 6, 7, 8)
 _GPANO_NAMESPACE = "http://ns.google.com/photos/1.0/panorama/"
+
+# Decoding takes 4 bytes per pixel and the array 3 more: 0.8 GB at this size.
+MAX_PHOTO_PX = 120_000_000
+
+# What Pillow raises on a header, an offset, a count or a type that is damaged.
+_EXIF_ERRORS = (
+    SyntaxError,
+    struct.error,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    OSError,
+    RecursionError,
+)
 
 
 @dataclass(frozen=True)
@@ -68,35 +86,62 @@ def open_image(path: str | Path) -> Image.Image:
         PhotoError: missing, a folder, empty, not an image, or too many pixels to decode.
     """
     path = Path(path)
-    if not path.exists():
-        raise PhotoError(f"photo {path} does not exist; check the path")
-    if path.is_dir():
-        raise PhotoError(f"photo {path} is a folder; name the photos in it")
-    if path.stat().st_size == 0:
-        raise PhotoError(f"photo {path} is empty (0 bytes); copy it again")
+    _check_file(path)
     try:
         with warnings.catch_warnings():
-            # Pillow warns from 89 Mpx, which large panoramas have, and refuses from 179 Mpx. It
-            # also warns of damaged EXIF, which `read_metadata` lists.
+            # Pillow warns from 89 Mpx, which large panoramas have. It also warns of damaged EXIF,
+            # which `read_metadata` lists.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             warnings.simplefilter("ignore", UserWarning)
-            return Image.open(path)
+            image = Image.open(path)
     except Image.DecompressionBombError as error:
-        raise PhotoError(
-            f"photo {path} is too large: {error}; photos up to 179 million pixels are read: "
-            "make it smaller"
-        ) from error
+        raise _too_large(path, str(error)) from error
     except UnidentifiedImageError as error:
         raise PhotoError(
             f"photo {path} is not an image that can be read; expected JPEG, PNG, TIFF or WebP"
         ) from error
     except (OSError, SyntaxError, ValueError) as error:
         raise PhotoError(f"photo {path} cannot be opened: {error}; copy it again") from error
+    if image.width * image.height > MAX_PHOTO_PX:
+        image.close()
+        raise _too_large(path, f"{image.width} x {image.height} px")
+    return image
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what is no file with something in it."""
+    try:
+        if not path.exists():
+            raise PhotoError(f"photo {path} does not exist; check the path")
+        if path.is_dir():
+            raise PhotoError(f"photo {path} is a folder; name the photos in it")
+        if path.stat().st_size == 0:
+            raise PhotoError(f"photo {path} is empty (0 bytes); copy it again")
+    except OSError as error:
+        raise PhotoError(
+            f"photo {path} cannot be opened ({error.strerror or error}); check its permissions"
+        ) from error
+
+
+def _too_large(path: Path, size: str) -> PhotoError:
+    return PhotoError(
+        f"photo {path} is too large ({size}); expected at most {MAX_PHOTO_PX // 1_000_000} million "
+        "pixels: make it smaller"
+    )
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) to 8; 1 where EXIF is silent or damaged."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation)
+    except _EXIF_ERRORS:  # which `read_metadata` lists
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def oriented_size_px(image: Image.Image) -> tuple[int, int]:
     """(height, width) after the EXIF orientation is applied."""
-    is_swapped = image.getexif().get(ExifTags.Base.Orientation) in _SWAPPING_ORIENTATIONS
+    is_swapped = orientation_of(image) in _SWAPPING_ORIENTATIONS
     return (image.width, image.height) if is_swapped else (image.height, image.width)
 
 
@@ -123,12 +168,11 @@ def read_metadata(photo: str | Path | Image.Image) -> PhotoMetadata:
 def _read_exif(image: Image.Image, problems: list[str]) -> dict[str, Any]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        exif = image.getexif()
-        if isinstance(image.info.get("exif"), bytes):
-            # Opening the file has parsed it already, and swallowed the warnings.
-            exif = Image.Exif()
-            exif.load(image.info["exif"])
-        gps, camera = exif.get_ifd(ExifTags.IFD.GPSInfo), exif.get_ifd(ExifTags.IFD.Exif)
+        try:
+            gps, camera = _exif_tables(image)
+        except _EXIF_ERRORS as error:
+            problems.append(f"EXIF is damaged: {error}")
+            return {}
     problems.extend(f"EXIF is damaged: {warning.message}" for warning in caught)
     found: dict[str, Any] = {}
     heading_deg = _number(gps.get(ExifTags.GPS.GPSImgDirection), "EXIF direction", problems)
@@ -141,6 +185,17 @@ def _read_exif(image: Image.Image, problems: list[str]) -> dict[str, Any]:
     if focal_35mm is not None:
         found["focal_35mm"] = focal_35mm
     return found
+
+
+def _exif_tables(image: Image.Image) -> tuple[Mapping[int, Any], Mapping[int, Any]]:
+    """EXIF's tables of the position and of the camera."""
+    if isinstance(image.info.get("exif"), bytes):
+        # Opening the file has parsed it already, and swallowed the warnings.
+        exif = Image.Exif()
+        exif.load(image.info["exif"])
+    else:
+        exif = image.getexif()
+    return exif.get_ifd(ExifTags.IFD.GPSInfo), exif.get_ifd(ExifTags.IFD.Exif)
 
 
 def _read_position(gps: Mapping[int, Any], problems: list[str]) -> dict[str, float]:
@@ -250,6 +305,9 @@ def _read_gpano(image: Image.Image, problems: list[str]) -> dict[str, Any]:
         tags = dict(_leaves(image.getxmp()))
     except (ParseError, DefusedXmlException, ValueError, UnicodeError) as error:
         problems.append(f"XMP cannot be parsed ({error})")
+        return {}
+    except RecursionError:
+        problems.append("XMP cannot be parsed (it is nested too deeply)")
         return {}
     projection = tags.get("ProjectionType")
     if projection is None:

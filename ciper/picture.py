@@ -56,6 +56,7 @@ MIN_LABELLED_M = 7.0
 MAX_OVERVIEW_M = 3000.0
 OVERVIEW_BINS = 160
 MAX_PHOTO_PX = 1400
+MAX_ROWS = 10  # of the table of hypotheses: more would run into the legend
 COMPASS = ("N", "NE", "E", "SE", "S", "SW", "W", "NW")
 UNKNOWN_SIGMA_DEG = 100.0  # a uniform heading has a circular deviation beyond any such number
 
@@ -427,7 +428,11 @@ def _draw_hypotheses(ax: Axes, scene: _Scene) -> None:
     columns = (0.05, 0.34, 0.66, 1.0)
     for x, text in zip(columns, ("", "probability", "heading", "away"), strict=True):
         ax.text(x, 1.0, text, ha="right", va="bottom", fontsize=9.5, color=FAINT)
-    rows = zip(scene.posterior.hypotheses, scene.hypotheses, strict=False)
+    num, num_shown = len(scene.hypotheses), _num_rows(len(scene.hypotheses))
+    if num > num_shown:
+        ax.text(columns[0], 0.93 - 0.072 * num_shown, f"... and {num - num_shown} more",
+                ha="left", va="center", fontsize=10.5, color=FAINT)  # fmt: skip
+    rows = zip(scene.posterior.hypotheses, scene.hypotheses[:num_shown], strict=False)
     for i, (hypothesis, spot) in enumerate(rows):
         texts = (f"{i + 1}", _percent(hypothesis.prob), f"{spot.heading_deg:.0f}°",
                  f"{spot.distance_m:.0f} m" if i else "")  # fmt: skip
@@ -435,6 +440,11 @@ def _draw_hypotheses(ax: Axes, scene: _Scene) -> None:
             ax.text(x, 0.93 - 0.072 * i, text, ha="right", va="center", fontsize=11.5, color=INK,
                     weight="bold" if i == 0 or text == f"{i + 1}" else "normal")  # fmt: skip
     _draw_legend(ax, has_truth=scene.truth is not None)
+
+
+def _num_rows(num_hypotheses: int) -> int:
+    """Hypotheses in the table, whose last row says how many there are besides."""
+    return num_hypotheses if num_hypotheses <= MAX_ROWS else MAX_ROWS - 1
 
 
 def _percent(prob: float) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ciper.geo import LocalFrame, Pose, wrap_signed_deg
+from ciper.geo import LocalFrame, Pose, wrap_deg, wrap_signed_deg
 
 Float = NDArray[np.floating[Any]]
 Int = NDArray[np.int64]
@@ -166,15 +166,23 @@ class Posterior:
         return cls(places, prob, replace(r, log_prob=fine - total + np.log1p(-floor)))
 
     def times(
-        self, log_position: Callable[[Float, Float], Float], log_heading: Callable[[Float], Float]
+        self,
+        log_position: Callable[[Float, Float], Float],
+        log_heading: Callable[[Float, float], Float],
     ) -> Posterior:
-        """The product with a factor of position (x_m, y_m) and one of heading, renormalised."""
+        """The product with two factors, renormalised.
+
+        Args:
+            log_position: log factor at positions x_m, y_m.
+            log_heading: log factor at headings, given the width of their cells (degrees).
+        """
         x, y = self.coarse_xy
         heading = np.arange(NUM_HEADINGS) * HEADING_STEP_DEG
-        factor = log_position(x, y)[:, None] + log_heading(heading)[:, None, None]
+        factor = log_position(x, y)[:, None] + log_heading(heading, HEADING_STEP_DEG)[:, None, None]
         fx, fy = self.fine_xy
         fine = self.refinement.log_prob + log_position(fx, fy)[:, None]
-        fine = fine + log_heading(self.refinement.heading_deg)[:, :, None, None]
+        turn = log_heading(self.refinement.heading_deg, FINE_STEP_DEG)
+        fine = fine + turn[:, :, None, None]
         # The largest mass becomes 1 before the factors leave the logarithm.
         with np.errstate(divide="ignore"):
             peak = max(float((np.log(self.coarse) + factor).max()), float(fine.max()))
@@ -334,22 +342,18 @@ class Posterior:
         return np.asarray(np.hypot(x - x_m, y - y_m))
 
     def _mode_of_window(self, window: int) -> Hypothesis:
-        """The mean of the 3 x 3 x 3 cells around the window's densest cell."""
+        """The mean over the 5 x 5 cells around the window's densest one, and over its headings."""
         r = self.refinement
         prob = np.exp(r.log_prob[window])
-        h, i, j = np.unravel_index(int(prob.argmax()), prob.shape)
-        near = (
-            slice(max(h - 1, 0), h + 2),
-            slice(max(i - 1, 0), i + 2),
-            slice(max(j - 1, 0), j + 2),
-        )
+        _, i, j = np.unravel_index(int(prob.argmax()), prob.shape)
+        near = (slice(None), slice(max(i - 2, 0), i + 3), slice(max(j - 2, 0), j + 3))
         weight = prob[near] / max(prob[near].sum(), 1e-300)
         x, y = self.fine_xy
-        step = 4 * r.heading[window] + np.arange(-4, 5)[near[0]]
+        step = 4 * r.heading[window] + np.arange(-4, 5)
         return Hypothesis(
             x_m=float((weight.sum((0, 1)) * x[window, i, near[2]]).sum()),
             y_m=float((weight.sum((0, 2)) * y[window, near[1], j]).sum()),
-            heading_deg=float((weight.sum((1, 2)) * step).sum() * FINE_STEP_DEG % 360.0),
+            heading_deg=float(wrap_deg((weight.sum((1, 2)) * step).sum() * FINE_STEP_DEG)),
             prob=float(prob.sum()),
             chip=int(r.chip[window]),
         )
@@ -375,9 +379,11 @@ def _take_covered(prob: Float, refinement: Refinement) -> Float:
     covered = np.zeros(len(refinement.chip))
     np.add.at(covered, np.broadcast_to(w, index.shape), prob.ravel()[index] * part)
     cells, inverse = np.unique(index, return_inverse=True)
-    share = np.zeros(len(cells), dtype=np.float32)
-    np.maximum.at(share, inverse.ravel(), part.ravel())
-    prob.ravel()[cells] *= 1 - share
+    # A heading between two windows' headings is reached from both sides.
+    share = np.zeros((len(turns), len(cells)), dtype=np.float32)
+    side = np.broadcast_to(np.arange(len(turns))[:, None], index.shape)
+    np.maximum.at(share, (side.ravel(), inverse.ravel()), part.ravel())
+    prob.ravel()[cells] *= 1 - share.sum(0).clip(max=1)
     return covered
 
 

@@ -49,8 +49,9 @@ class EvaluateOptions:
                     "the position?"
                 )
             return
-        if not (np.isfinite(error_m) and error_m >= 0):
-            raise ConfigError(f"--near-error {error_m} is not a distance; expected metres >= 0")
+        for option, value in (("--near-error", error_m), ("--near-radius", radius_m)):
+            if value is not None and not (np.isfinite(value) and value > 0):
+                raise ConfigError(f"{option} {value:g} is no distance; expected metres above 0")
         if radius_m is None:
             object.__setattr__(self, "near_radius_m", max(1.5 * error_m, 10.0))
 
@@ -233,9 +234,12 @@ def calibration_figures(queries: Sequence[Query], name: str) -> dict[str, float]
     )
 
 
-def foreign_figures(queries: Sequence[Query], confidences: Sequence[float]) -> dict[str, float]:
+def foreign_figures(
+    queries: Sequence[Query], confidences: Sequence[float], *, num_unreadable: int = 0
+) -> dict[str, float]:
     """How well confidence tells photos of the gallery from photos taken elsewhere.
 
+    Of `num_unreadable` more foreign photos nothing is known; they enter no other figure.
     `auroc` compares the photos of the gallery's area with the foreign ones;
     `share_right_confident` is the share of the answers within 5 m that are confident.
     """
@@ -245,8 +249,9 @@ def foreign_figures(queries: Sequence[Query], confidences: Sequence[float]) -> d
     right = np.array([query.whole.confidence for query in queries])[is_right]
     return {
         "num": len(foreign),
-        "auroc": metrics.auroc(own, foreign) if len(own) else np.nan,
-        "share_above_0.5": float(np.mean(foreign > CONFIDENT_ABOVE)),
+        "num_unreadable": num_unreadable,
+        "auroc": metrics.auroc(own, foreign) if len(own) and len(foreign) else np.nan,
+        "share_above_0.5": float(np.mean(foreign > CONFIDENT_ABOVE)) if len(foreign) else np.nan,
         "share_right_confident": float(np.mean(right > CONFIDENT_ABOVE)) if len(right) else np.nan,
     }
 

@@ -23,7 +23,7 @@ from ciper.checkpoint import load_checkpoint, save_checkpoint
 from ciper.config import from_dict, to_dict
 from ciper.data.sample import Batch
 from ciper.data.synthetic import SyntheticConfig, SyntheticPairs, open_city, render_city
-from ciper.errors import ConfigError, TrainingError
+from ciper.errors import ConfigError, OutputError, TrainingError
 from ciper.model.criterion import Criterion, CriterionConfig
 from ciper.model.network import Network, NetworkConfig
 
@@ -83,13 +83,17 @@ def prepare_cities(
 ) -> list[Path]:
     """Renders the cities that `cache` lacks, `num_workers` at a time; returns their folders."""
     seeds = range(config.first_seed, config.first_seed + config.num_cities)
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"))
+    try:
         jobs = [pool.submit(render_city, seed, config, cache) for seed in seeds]
         folders = []
         for done, job in enumerate(jobs, start=1):
             folders.append(job.result())
             progress("rendering cities", done, len(jobs))
-    return folders
+        return folders
+    finally:
+        # After an error or an interruption the cities that wait are not rendered first.
+        pool.shutdown(cancel_futures=True)
 
 
 def learning_rate(step: int, config: OptimConfig) -> float:
@@ -127,8 +131,7 @@ class Run:
         if self.checkpoint.exists():
             self._resume()
         elif config.init is not None:
-            state, _ = load_checkpoint(Path(config.init))
-            self.network.load_state_dict(weights_of(state))
+            self._load(Path(config.init))
 
     @property
     def checkpoint(self) -> Path:
@@ -177,7 +180,7 @@ class Run:
                 f"{self.checkpoint} is of another network; expected the configuration that it was "
                 "started with; name another --out or take the old configuration"
             )
-        self.network.load_state_dict(weights_of(state))
+        self._load(self.checkpoint)
         for name, parameter in self.network.named_parameters():
             slots = {
                 slot: state[f"optimiser.{slot}.{name}"]
@@ -189,6 +192,16 @@ class Run:
                     k: v if k == "step" else v.to(self.device) for k, v in slots.items()
                 }
         self.step = int(header["step"])
+
+    def _load(self, path: Path) -> None:
+        state, _ = load_checkpoint(path)
+        try:
+            self.network.load_state_dict(weights_of(state))
+        except RuntimeError as error:
+            raise ConfigError(
+                f"{path} holds weights of another network ({str(error).splitlines()[-1].strip()}); "
+                "expected the configured one: change [network] or name another checkpoint"
+            ) from error
 
     def _check_finite(self, losses: dict[str, Tensor]) -> None:
         for name, loss in losses.items():
@@ -253,7 +266,12 @@ def train(
     Returns:
         The checkpoint's path.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{out} cannot be made ({error.strerror}); expected a folder, new or of a run"
+        ) from error
     folders = prepare_cities(config.data, Path(config.cache), num_workers, progress)
     pairs = SyntheticPairs([open_city(f) for f in folders], config.data, config.train.seed)
     run = Run(config, out, device)
@@ -261,13 +279,17 @@ def train(
     means: dict[str, float] = {}
     ends = (config.train.num_steps, config.train.stop_at)
     with event_writer(out) as write_event:
-        for batch in training_batches(pairs, config.train, run.step):
-            means = log.add(run.step + 1, run.advance(batch)) or means
-            if run.step % log.every == 0:
-                write_event(means, run.step)
-            if run.step % config.train.save_every == 0 or run.step in ends:
-                run.save(means)
-            progress("training", run.step, config.train.num_steps)
+        try:
+            for batch in training_batches(pairs, config.train, run.step):
+                means = log.add(run.step + 1, run.advance(batch)) or means
+                if run.step % log.every == 0:
+                    write_event(means, run.step)
+                if run.step % config.train.save_every == 0 or run.step in ends:
+                    run.save(means)
+                progress("training", run.step, config.train.num_steps)
+        except KeyboardInterrupt:
+            run.save(means)
+            raise
     return run.checkpoint
 
 

@@ -23,7 +23,13 @@ from ciper.camera import (
     rays_from_pixels,
 )
 from ciper.errors import CameraError, PhotoError
-from ciper.metadata import gpano_xmp, oriented_size_px, photo_exif, read_metadata
+from ciper.metadata import (
+    PhotoMetadata,
+    gpano_xmp,
+    oriented_size_px,
+    photo_exif,
+    read_metadata,
+)
 
 HALF = math.sqrt(0.5)
 
@@ -348,6 +354,35 @@ def test_broken_metadata_are_listed_not_fatal() -> None:
     photo = _gpano(400, 200, ProjectionType="equirectangular", **outside)
     assert any("does not fit" in line for line in read_metadata(photo).problems)
     assert camera_from_photo(photo).hfov_deg == 360.0
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0garbage!", b"Exif\0\0II*\0", b"Exif\0\0MM\0*\0\0"], ids=repr
+)
+def test_damaged_exif_is_a_problem_and_no_more(exif: bytes) -> None:
+    photo = _saved(Image.new("RGB", (64, 48)), exif=exif)
+    metadata = read_metadata(photo)
+    assert any(line.startswith("EXIF is damaged") for line in metadata.problems)
+    assert metadata == PhotoMetadata(problems=metadata.problems)
+    assert oriented_size_px(photo) == (48, 64)
+    assert camera_from_photo(photo).is_assumed
+
+
+def test_exif_with_any_damage_is_read() -> None:
+    whole = photo_exif(heading_deg=30.0, lat=1.0, lon=2.0, hfov_deg=70.0).tobytes()
+    rng = np.random.default_rng(0)
+    photo = Image.new("RGB", (64, 48))
+    for length in (*range(6, len(whole), 7), *[len(whole)] * 200):
+        damaged = bytearray(whole[:length])
+        damaged[rng.integers(6, len(whole)) % length] ^= 1 << int(rng.integers(8))
+        photo.info["exif"] = bytes(damaged)
+        read_metadata(photo)
+
+
+def test_deeply_nested_xmp_is_a_problem_and_no_more() -> None:
+    xmp = b"<a>" * 3000 + b"</a>" * 3000
+    metadata = read_metadata(_saved(Image.new("RGB", (64, 48)), xmp=xmp))
+    assert metadata.problems == ("XMP cannot be parsed (it is nested too deeply)",)
 
 
 def test_exif_with_zero_denominators() -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from ciper import checkpoint
-from ciper.checkpoint import find_weights, load_checkpoint, save_checkpoint, sha256_file
+from ciper.checkpoint import find_weights, load_checkpoint, save_checkpoint
 from ciper.errors import CheckpointError, OutputError
 
 HEADER = {"step": 7, "config": {"width": 64, "name": "größe"}, "metrics": [0.5, None]}
@@ -128,9 +127,3 @@ def test_weights_are_found_by_name_then_by_path(
     assert find_weights(own) == own
     with pytest.raises(CheckpointError, match=r"^huge: neither a file nor .* one of: tiny\.$"):
         find_weights("huge")
-
-
-def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
-    path = tmp_path / "x.bin"
-    path.write_bytes(b"abc" * 100_000)
-    assert sha256_file(path) == hashlib.sha256(b"abc" * 100_000).hexdigest()

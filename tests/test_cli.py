@@ -183,6 +183,8 @@ def fake_localize(monkeypatch: pytest.MonkeyPatch) -> None:
         def localize(self, photo: Path, **_: object) -> SimpleNamespace:
             if "bad" in photo.name:
                 raise PhotoError(f"{photo}: is not an image.")
+            if "stop" in photo.name:
+                raise KeyboardInterrupt
             metadata = SimpleNamespace(problems=("EXIF direction 'x' is no\nnumber",))
             return SimpleNamespace(photo=photo, metadata=metadata)
 
@@ -201,6 +203,34 @@ def test_a_bad_photo_does_not_cost_the_other_answers() -> None:
     assert result.exit_code == 2
     assert [answer["photo"] for answer in json.loads(result.stdout)] == ["a.jpg", "c.jpg"]
     assert result.stderr.splitlines()[-1] == "error: bad.jpg: is not an image."
+
+
+@pytest.mark.usefixtures("fake_localize")
+def test_an_interruption_does_not_cost_the_answers_before_it() -> None:
+    result = run("localize", "a.jpg", "stop.jpg", "c.jpg", "--gallery", "g", "--json")
+    assert result.exit_code == 130
+    assert [answer["photo"] for answer in json.loads(result.stdout)] == ["a.jpg"]
+    assert result.stderr.splitlines()[-1].startswith("interrupted")
+    assert run("localize", "stop.jpg", "--gallery", "g", "--json").stdout == ""
+
+
+@pytest.mark.usefixtures("fake_localize")
+def test_a_picture_that_cannot_be_written_does_not_cost_the_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def answer_picture(*_: object, **__: object) -> None:
+        raise OutputError("out-a.png: cannot be written.")
+
+    picture, preprocess = ModuleType("ciper.picture"), ModuleType("ciper.data.preprocess")
+    vars(picture).update(answer_picture=answer_picture)
+    vars(preprocess).update(read_photo=lambda photo: photo)
+    monkeypatch.setitem(sys.modules, "ciper.picture", picture)
+    monkeypatch.setitem(sys.modules, "ciper.data.preprocess", preprocess)
+    arguments = ("a.jpg", "b.jpg", "--gallery", "g", "--json", "--picture", "out.png")
+    result = run("localize", *arguments)
+    assert result.exit_code == 2
+    assert [answer["photo"] for answer in json.loads(result.stdout)] == ["a.jpg"]
+    assert result.stderr.splitlines()[-1] == "error: out-a.png: cannot be written."
 
 
 @pytest.mark.usefixtures("fake_localize")

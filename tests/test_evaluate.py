@@ -60,7 +60,9 @@ def report(small_world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) ->
     table = folder / "poses.csv"
     write_poses(table, [first, second, replace(third, heading_deg=None), broken, outside])
     options = EvaluateOptions(
-        near_error_m=30.0, near_radius_m=50.0, foreign=(str(small_world.poses[5].photo),)
+        near_error_m=30.0,
+        near_radius_m=50.0,
+        foreign=(str(small_world.poses[5].photo), str(folder / "broken.jpg")),
     )
     steps: list[tuple[str, int, int]] = []
     evaluate(
@@ -111,15 +113,17 @@ def test_the_keys_of_metrics_json(figures: dict[str, Any], small_world: SmallWor
         assert set(figures["baseline"][kind]["end_to_end"]) == CITY_KEYS
         assert set(figures["baseline"][kind]["end_to_end_near"]) == CITY_KEYS
     assert set(figures["foreign"]) == {
-        "num", "auroc", "share_above_0.5", "share_right_confident",
+        "num", "num_unreadable", "auroc", "share_above_0.5", "share_right_confident",
     }  # fmt: skip
 
 
 def test_failures_are_warned_of_and_counted(figures: dict[str, Any]) -> None:
-    outside, unreadable = figures["warnings"]
+    outside, unreadable, foreign = figures["warnings"]
     assert outside.startswith("1 of 5 true positions lie outside the gallery's imagery")
     assert unreadable.startswith("1 of 5 photos cannot be read")
     assert "broken.jpg" in unreadable
+    assert foreign.startswith("1 of 2 foreign photos cannot be read and are left out")
+    assert (figures["foreign"]["num"], figures["foreign"]["num_unreadable"]) == (1, 1)
     # The mean over a query without an answer is infinite, which JSON writes as null.
     assert figures["pose"]["mean_m"] is None
     assert figures["calibration"]["nll"] is None
@@ -180,7 +184,9 @@ def test_the_same_again_replaces_the_report_with_the_same_figures(
     monkeypatch.setattr("ciper.report.answer_picture", lambda *_, **__: None)
     monkeypatch.setattr("ciper.report.plots.draw_all", lambda *_, **__: {})
     options = EvaluateOptions(
-        near_error_m=30.0, near_radius_m=50.0, foreign=(str(small_world.poses[5].photo),)
+        near_error_m=30.0,
+        near_radius_m=50.0,
+        foreign=(str(small_world.poses[5].photo), str(report.parent / "broken.jpg")),
     )
     (report / "stale.txt").touch()
     again = evaluate(
@@ -248,6 +254,11 @@ def test_options_that_make_no_sense() -> None:
         EvaluateOptions(near_error_m=-1.0)
     with pytest.raises(ConfigError, match="--near-error nan"):
         EvaluateOptions(near_error_m=float("nan"))
+    with pytest.raises(ConfigError, match="--near-error 0 is no distance"):
+        EvaluateOptions(near_error_m=0.0)
+    for radius_m in (0.0, -5.0, float("inf"), float("nan")):
+        with pytest.raises(ConfigError, match=f"--near-radius {radius_m:g} is no distance"):
+            EvaluateOptions(near_error_m=10.0, near_radius_m=radius_m)
     assert EvaluateOptions(near_error_m=100.0).near == (100.0, 150.0)
 
 
@@ -336,6 +347,9 @@ def test_foreign_photos_by_hand() -> None:
     assert figures["auroc"] == pytest.approx(3 / 4)
     assert figures["share_above_0.5"] == 0.5
     assert figures["share_right_confident"] == 1.0
+    none = foreign_figures(own, [], num_unreadable=2)
+    assert (none["num"], none["num_unreadable"]) == (0, 2)
+    assert np.isnan([none["auroc"], none["share_above_0.5"]]).all()
 
 
 def test_the_wrong_position_is_a_function_of_seed_and_query() -> None:

@@ -185,6 +185,28 @@ def test_damaged_files_are_named_and_refused(folder: Path, where: str, damage: s
         Gallery.open(folder)
 
 
+def test_few_shards_are_open_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = Gallery.open(folder).fine[:]
+    monkeypatch.setattr(store, "MAX_OPEN_SHARDS", 2)
+    gallery = Gallery.open(folder)
+    assert len(gallery.manifest.shards) > 3
+    for _ in range(2):
+        np.testing.assert_array_equal(gallery.fine[:], expected)
+    assert len(gallery.fine._shards._files) == 2
+
+
+def test_manifests_that_may_not_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(GalleryError, match=r"manifest\.json: cannot be read \(Permission denied\)"):
+        Gallery.open(folder)
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(GalleryError, match=r"gallery: cannot be read \(Permission denied\)"):
+        Gallery.open(folder)
+
+
 def test_features_of_large_galleries_are_checked_on_first_use(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from ciper.errors import (
     OutputError,
     RasterError,
 )
+from ciper.gallery.search import DescriptorIndex
 from ciper.gallery.shards import AerialCodes
 from ciper.gallery.store import Gallery
 from ciper.index import IndexOptions, build_index
@@ -109,15 +110,79 @@ def test_finished_shards_survive_ctrl_c(city: Path, tmp_path: Path) -> None:
     assert list((out / "shards").iterdir())
     with pytest.raises(GalleryError, match="unfinished"):
         Gallery.open(out)
-    other = write_city(tmp_path / "other.tif", east=381_000, north=5_820_000)
-    with pytest.raises(OutputError, match="unfinished gallery of another command"):
-        build_index([other], out, FakeEncoder(), OPTIONS)
+    for encoder, options in (
+        (FakeEncoder("0" * 64), OPTIONS),
+        (FakeEncoder(), IndexOptions(stride_m=32.0)),
+    ):
+        with pytest.raises(OutputError, match="unfinished gallery of another command"):
+            build_index([city], out, encoder, options)
     encoder = FakeEncoder()
     report = build_index([city], out, encoder, OPTIONS)
     assert report.num_resumed > 0
     assert report.num_resumed + encoder.num_chips == report.num_chips
     build_index([city], tmp_path / "whole", FakeEncoder(), OPTIONS)
     assert_same(out, tmp_path / "whole")
+
+
+def test_the_same_command_again_finishes_though_a_raster_was_touched(
+    city: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "gallery"
+    with pytest.raises(KeyboardInterrupt):
+        build_index([city], out, Interrupted(30), OPTIONS)
+    os.utime(city, ns=(1, 1))
+    report = build_index([city], out, FakeEncoder(), OPTIONS)
+    assert len(Gallery.open(out)) == report.num_chips
+    named = {record.file.name for record in Gallery.open(out).manifest.shards}
+    assert {f"shards/{path.name}" for path in (out / "shards").iterdir()} == named
+
+
+def test_a_run_that_got_nowhere_is_begun_again(city: Path, tmp_path: Path) -> None:
+    out = tmp_path / "gallery"
+    with pytest.raises(KeyboardInterrupt):
+        build_index([city], out, Interrupted(30), OPTIONS)
+    (out / "unfinished.json").unlink()
+    (out / ".unfinished.json.1.tmp").touch()
+    assert build_index([city], out, FakeEncoder(), OPTIONS).num_resumed > 0
+    (tmp_path / "empty" / "shards").mkdir(parents=True)
+    build_index([city], tmp_path / "empty", FakeEncoder(), OPTIONS)
+    # Finished shards are called so too, but not these.
+    (tmp_path / "weights" / "shards").mkdir(parents=True)
+    (tmp_path / "weights" / "shards" / "model-1.safetensors").touch()
+    with pytest.raises(OutputError, match="folder with other files"):
+        build_index([city], tmp_path / "weights", FakeEncoder(), OPTIONS)
+
+
+def test_folders_that_may_not_be_read(
+    city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    (tmp_path / "gallery").mkdir()
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(OutputError, match=r"cannot be written \(Permission denied\)"):
+        build_index([city], tmp_path / "gallery", FakeEncoder(), OPTIONS)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts open files in /proc")
+def test_finishing_keeps_no_shard_open(
+    city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_open: list[int] = []
+    build = DescriptorIndex.build
+
+    def counted(descriptors: NDArray[np.float16]) -> DescriptorIndex:
+        num_open.append(sum(1 for _ in Path("/proc/self/fd").iterdir()))
+        return build(descriptors)
+
+    monkeypatch.setattr(DescriptorIndex, "build", counted)
+    for name, size in (("few", 1000), ("many", 1)):
+        options = IndexOptions(shard_chips=size, batch_size=4)
+        build_index([city], tmp_path / name, FakeEncoder(), options)
+    assert len(list((tmp_path / "many" / "shards").iterdir())) > 15
+    assert num_open[1] - num_open[0] < 5
+    assert_same(tmp_path / "few", tmp_path / "many")
 
 
 def test_a_full_disk_keeps_what_is_finished(

@@ -10,7 +10,7 @@ import pytest
 from gallery_helpers import geographic
 from model_helpers import SmallWorld, write_tiny_weights
 from PIL import Image
-from posterior_helpers import peak, posterior_from, row_of_chips
+from posterior_helpers import row_of_chips
 
 from ciper.camera import CameraOverrides
 from ciper.errors import GalleryError, GalleryModelMismatchError, GeoError, PhotoError
@@ -19,12 +19,14 @@ from ciper.localize import (
     Heading,
     Localizer,
     Near,
+    Prior,
     confidence_features,
     crs_name,
-    log_prior,
     logistic,
+    posterior_of,
 )
 from ciper.model.load import Calibration, load_model
+from ciper.model.matcher import Evidence
 
 
 @pytest.fixture(scope="module")
@@ -112,26 +114,35 @@ def test_a_place_outside_is_refused(localizer: Localizer, small_world: SmallWorl
 
 def test_priors_by_hand() -> None:
     places = row_of_chips(2)
-    everywhere = np.ones((2, 16, 16), dtype=bool)
-    assert log_prior(places, everywhere) is None
+    assert Prior(places).on_coarse_cells() is None
     lat, lon = places.frame.to_geographic(x=2.0, y=-2.0)
-    near = log_prior(places, everywhere, Near(float(lat), float(lon), 10.0))
+    near = Prior(places, Near(float(lat), float(lon), 10.0)).on_coarse_cells()
     assert near is not None
     # Row 8, column 0 of the eastern chip has its centre at (2, -2).
     assert near[1, 0, 8, 0] == 0
     assert near[1, 31, 8, 2] == 0  # 8 m away
     assert near[1, 0, 8, 3] == pytest.approx(-0.5 * 2.0**2, rel=1e-3)  # 12 m: two softnesses out
-    heading = log_prior(places, everywhere, heading=Heading(0.0, 20.0))
+    heading = Prior(places, heading=Heading(0.0, 20.0)).on_coarse_cells()
     assert heading is not None
     variance = 20.0**2 + 11.25**2 / 12
     assert heading[0, 0, 3, 3] == 0
     assert heading[0, 31, 3, 3] == heading[0, 1, 3, 3] == pytest.approx(-0.5 * 11.25**2 / variance)
-    holes = everywhere.copy()
-    holes[1, 4, 5] = False
-    masked = log_prior(places, holes)
-    assert masked is not None
-    assert np.isneginf(masked[1, :, 4, 5]).all()
-    assert np.count_nonzero(masked) == 32
+
+
+def test_a_sharp_heading_acts_inside_a_window(
+    localizer: Localizer, small_world: SmallWorld
+) -> None:
+    query = small_world.poses[0]
+    answer = localizer.localize(query.photo, heading=Heading(123.0, 2.0))
+    assert heading_error_deg(answer.pose.heading_deg, 123.0) == pytest.approx(0.0, abs=4.0)
+    assert answer.posterior.heading_sigma_deg < 5.0
+
+
+def test_a_prior_binds_the_floor_too(localizer: Localizer, small_world: SmallWorld) -> None:
+    query = small_world.poses[0]
+    answer = localizer.localize(query.photo, near=Near(query.lat, query.lon, 10.0))
+    x_m, y_m = answer.posterior.places.to_local(lat=query.lat, lon=query.lon)
+    assert answer.posterior.prob_within(20.0, x_m, y_m) > 0.999
 
 
 @pytest.mark.parametrize(
@@ -201,14 +212,25 @@ def test_large_galleries_are_searched_by_descriptor(
 
 
 def test_confidence_features_by_hand() -> None:
-    evidence: Any = type("E", (), {})()
-    evidence.coarse = np.full((1, 32, 16, 16), -2.0, dtype=np.float32)
-    evidence.fine = np.array([1.5, -3.0])
-    posterior = posterior_from(row_of_chips(1), peak(0.0, 0.0, 0.0, sigma_m=1.0))
-    mass, mean, best = confidence_features(evidence, posterior, None)
-    assert mass > 5
-    assert mean == pytest.approx(-2.0)
-    assert best == 1.5
+    coarse = np.full((1, 32, 16, 16), -8.0, dtype=np.float32)
+    coarse[0, 0, 8, 8], coarse[0, 8, 3, 3] = 3.0, 1.0
+    fine = np.full((2, 9, 6, 6), -np.inf, dtype=np.float32)
+    fine[0, 4, 2, 2], fine[1, 4, 2, 2] = 7.0, 1.5
+    places = np.zeros(2, dtype=np.int64)
+    chosen = np.array([0, 8]), np.array([8, 3]), np.array([8, 3])
+    evidence = Evidence(coarse, places, *chosen, fine)
+    posterior = posterior_of(evidence, row_of_chips(1), Calibration(floor=0.0))
+    mass, above, confirmed = confidence_features(evidence, posterior, None)
+    assert mass > 1.0
+    mean = np.log(np.exp(coarse.astype(float)).mean())
+    assert above == pytest.approx(3.0 - mean, abs=1e-4)
+    assert confirmed == pytest.approx(4.0 - (4.0 + 0.5) / 2)
+    # A prior that leaves everything changes nothing.
+    flat = np.full_like(coarse, -1.25)
+    assert confidence_features(evidence, posterior, flat) == pytest.approx((mass, above, confirmed))
+
+
+def test_logistic_by_hand() -> None:
     assert logistic((0.0, 1.0, 2.0, 3.0), (1.0, 1.0, -1.0)) == pytest.approx(0.5)
     assert logistic((1e9, 0.0), (0.0,)) == pytest.approx(1.0)
 

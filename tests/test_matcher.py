@@ -229,11 +229,11 @@ def test_a_planted_pose_becomes_the_answer(pose: tuple[float, float, float], chi
     assert abs(heading_error_deg(mode.heading_deg, pose[2])) < 2.0
 
 
-def test_a_prior_forbids() -> None:
+def test_cells_without_imagery_are_forbidden() -> None:
     pose = (17.3, 9.1, 33.0)
-    prior = np.zeros((3, 32, 16, 16), dtype=np.float32)
-    prior[0] = -np.inf
-    evidence = planted_match(pose, 0, log_prior=prior)
+    has_imagery = np.ones((3, 16, 16), dtype=bool)
+    has_imagery[0] = False
+    evidence = planted_match(pose, 0, has_imagery=has_imagery)
     assert 0 not in evidence.chip
     assert np.isneginf(evidence.coarse[0]).all()
     assert np.isfinite(evidence.coarse[1:]).all()
@@ -242,12 +242,24 @@ def test_a_prior_forbids() -> None:
     assert posterior.place_prob.sum() == pytest.approx(1.0)
 
 
-def test_a_prior_is_added_to_coarse_and_fine_evidence() -> None:
+def test_a_window_holds_nothing_where_imagery_ends() -> None:
+    pose = (1.0, 1.0, 33.0)
+    has_imagery = np.ones((3, 16, 16), dtype=bool)
+    has_imagery[0, :, 8:] = False
+    evidence = planted_match(pose, 0, has_imagery=has_imagery)
+    posterior = posterior_of(evidence, row_of_chips(3), Calibration())
+    assert posterior.place_prob[0, :, 16:].sum() == 0
+
+
+def test_a_prior_chooses_windows_and_leaves_the_evidence_alone() -> None:
     pose = (17.3, 9.1, 33.0)
     plain = planted_match(pose, 0)
-    shifted = planted_match(pose, 0, log_prior=np.full((3, 32, 16, 16), 2.5, dtype=np.float32))
-    np.testing.assert_allclose(shifted.coarse, plain.coarse + 2.5, rtol=1e-4, atol=1e-3)
-    np.testing.assert_allclose(shifted.fine, plain.fine + 2.5, rtol=1e-4, atol=1e-3)
+    prior = np.zeros((3, 32, 16, 16), dtype=np.float32)
+    prior[0] = -1e6
+    elsewhere = planted_match(pose, 0, log_prior=prior)
+    assert 0 in plain.chip
+    assert 0 not in elsewhere.chip
+    np.testing.assert_array_equal(elsewhere.coarse, plain.coarse)
 
 
 def test_equal_views_say_what_one_says() -> None:

@@ -52,3 +52,12 @@ def test_nothing_found_is_an_error(folder: Path) -> None:
         find_photos([folder / "empty"])
     with pytest.raises(PhotoError, match=r"no photo matches '.*\*\.gif'"):
         find_photos([folder / "*.gif"])
+
+
+def test_folders_that_may_not_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(PhotoError, match=r"cannot be looked up \(Permission denied\)"):
+        find_photos([folder])

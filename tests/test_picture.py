@@ -2,9 +2,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from model_helpers import SmallWorld
 from PIL import Image
 from posterior_helpers import peak, posterior_from
@@ -16,7 +19,15 @@ from ciper.errors import OutputError
 from ciper.geo import LocalFrame, Pose
 from ciper.localize import Localization, Localizer
 from ciper.model.load import Calibration
-from ciper.picture import _column_of, _heat_about_answer, answer_picture, format_position
+from ciper.picture import (
+    MAX_ROWS,
+    _column_of,
+    _draw_hypotheses,
+    _heat_about_answer,
+    _Scene,
+    answer_picture,
+    format_position,
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +60,23 @@ def test_a_picture_is_written_at_once(
     # Photo and imagery are there: most of the picture is not paper.
     assert np.mean(np.abs(pixels.astype(int) - [250, 249, 246]).max(axis=2) > 8) > 0.5
     assert [p.name for p in path.parent.iterdir()] == ["answer.png"]
+
+
+def test_many_hypotheses_stay_above_the_legend(
+    found: Localization, localizer: Localizer, small_world: SmallWorld
+) -> None:
+    pose = small_world.poses[0]
+    whole = _Scene.of(sharp(found, pose), localizer.gallery, top=5, truth=pose)
+    many = SimpleNamespace(hypotheses=whole.posterior.hypotheses[:1] * 40)
+    for num, last in ((MAX_ROWS, f"{MAX_ROWS}"), (40, f"... and {41 - MAX_ROWS} more")):
+        scene: Any = SimpleNamespace(
+            posterior=many, hypotheses=whole.hypotheses[:1] * num, truth=whole.truth
+        )
+        ax = Figure().add_axes((0.0, 0.0, 1.0, 1.0))
+        _draw_hypotheses(ax, scene)
+        rows = {text.get_text(): text.get_position()[1] for text in ax.texts}
+        assert rows[last] > rows["truth"] + 0.06
+        assert ("more" in last) == (f"{MAX_ROWS}" not in rows)
 
 
 def test_a_photo_from_elsewhere_is_drawn_as_such(

@@ -185,13 +185,13 @@ def test_a_product_is_the_product_of_densities() -> None:
     def near_east(x: Floats, y: Floats) -> Floats:
         return np.where(x > 0, 0.0, np.log(0.25))
 
-    product = posterior.times(near_east, np.zeros_like)
+    product = posterior.times(near_east, lambda heading, _: np.zeros_like(heading))
     masses = product.place_prob.sum(axis=(1, 2))
     np.testing.assert_allclose(masses, [0.2, 0.8], atol=0.01)
     assert total_mass(product) == pytest.approx(1.0)
     assert product.mode.x_m == pytest.approx(30.0, abs=0.5)
 
-    def south(heading: Floats) -> Floats:
+    def south(heading: Floats, _: float) -> Floats:
         return np.where(abs(wrap_signed_deg(heading - 180)) < 90, 0.0, -np.inf)
 
     turned = posterior.times(lambda x, _: np.zeros_like(x), south)

@@ -133,6 +133,33 @@ def test_damaged_exif_does_not_stop_a_photo(tmp_path: Path) -> None:
     assert any("EXIF is damaged" in line for line in read_metadata(path).problems)
 
 
+def test_strips_make_one_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (7, 5, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    monkeypatch.setattr("ciper.data.preprocess._STRIP_PX", 3)
+    np.testing.assert_array_equal(read_photo(tmp_path / "photo.png"), pixels)
+
+
+def test_upright_photos_are_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "photo.png"
+    _colours().save(path)
+
+    def copy(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(Image.Image, "transpose", copy)
+    assert read_photo(path).shape == (4, 6, 3)
+
+
+def test_photos_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, **_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(PhotoError, match=r"photo\.jpg cannot be opened \(Permission denied\)"):
+        read_photo(tmp_path / "photo.jpg")
+
+
 def _png_of_one_colour(width_px: int, height_px: int) -> bytes:
     """A valid PNG of any size in few bytes: compressed row by row."""
 
@@ -155,6 +182,7 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
         "text.jpg": b"this is not an image",
         "cut.jpg": whole.getvalue()[:2000],
         "huge.png": _png_of_one_colour(30_000, 30_000),
+        "large.png": _png_of_one_colour(15_000, 8_001),
     }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
@@ -164,7 +192,8 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
         "empty.jpg": "0 bytes",
         "text.jpg": "not an image",
         "cut.jpg": "cut short",
-        "huge.png": "too large",
+        "huge.png": "too large .* at most 120 million pixels: make it smaller",
+        "large.png": r"too large \(15000 x 8001 px\); expected at most 120 million pixels",
     }
     for name, message in expected.items():
         with pytest.raises(PhotoError, match=message) as caught:

@@ -13,7 +13,7 @@ import torch
 from ciper.checkpoint import load_checkpoint
 from ciper.data.augment import AugmentConfig
 from ciper.data.synthetic import RenderedCity, SyntheticConfig, SyntheticPairs, render_city
-from ciper.errors import ConfigError
+from ciper.errors import ConfigError, OutputError
 from ciper.model.encoder import EncoderConfig
 from ciper.model.load import Calibration, export_weights, load_model
 from ciper.model.network import NetworkConfig
@@ -59,7 +59,7 @@ def test_training_resumes_where_it_stopped(cache: Path, tmp_path: Path) -> None:
         assert torch.allclose(value, parts[name], atol=1e-5), name
 
 
-def test_an_interrupted_run_goes_on_from_its_last_save(cache: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_loses_nothing(cache: Path, tmp_path: Path) -> None:
     def progress(what: str, done: int, _total: int) -> None:
         if (what, done) == ("training", 3):
             raise KeyboardInterrupt
@@ -67,7 +67,7 @@ def test_an_interrupted_run_goes_on_from_its_last_save(cache: Path, tmp_path: Pa
     config = tiny_config(cache, 4)
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path, num_workers=1, progress=progress)
-    assert load_checkpoint(tmp_path / "checkpoint.safetensors")[1]["step"] == 2
+    assert load_checkpoint(tmp_path / "checkpoint.safetensors")[1]["step"] == 3
     train(config, tmp_path, num_workers=1)
     assert load_checkpoint(tmp_path / "checkpoint.safetensors")[1]["step"] == 4
 
@@ -77,6 +77,19 @@ def test_a_run_of_another_network_is_refused(cache: Path, tmp_path: Path) -> Non
     other = TrainConfig(data=TINY_DATA, train=OptimConfig(num_steps=2), cache=str(cache))
     with pytest.raises(ConfigError, match="of another network"):
         train(other, tmp_path, num_workers=1)
+
+
+def test_more_pairs_a_batch_than_photos_are_refused(cache: Path, tmp_path: Path) -> None:
+    config = tiny_config(cache, 2)
+    config = replace(config, train=replace(config.train, batch_size=7))
+    with pytest.raises(ConfigError, match="batch_size is 7, but the cities hold 6 photos"):
+        train(config, tmp_path, num_workers=1)
+
+
+def test_a_run_that_is_a_file_is_refused(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(OutputError, match="expected a folder"):
+        train(tiny_config(cache, 2), tmp_path / "run", num_workers=1)
 
 
 def test_a_cache_of_another_recipe_is_refused(cache: Path) -> None:

@@ -18,6 +18,9 @@ ByteArray = NDArray[np.uint8]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
+# Counts changes of what cities contain or look like: rendered caches of another count are stale.
+CITY_VERSION = 1
+
 
 class Surface(IntEnum):
     """Material of one pixel of the ground."""

@@ -22,9 +22,17 @@ def find_photos(names: Sequence[str | Path]) -> tuple[Path, ...]:
             taken by their suffix, not those of folders below.
 
     Raises:
-        PhotoError: a pattern matches nothing, or a folder holds no image.
+        PhotoError: a pattern matches nothing, a folder holds no image or cannot be read.
     """
-    found = [path for name in names for path in _expand(Path(name))]
+    found: list[Path] = []
+    for name in names:
+        try:
+            found += _expand(Path(name))
+        except OSError as error:
+            raise PhotoError(
+                f"photos {name} cannot be looked up ({error.strerror or error}); check the "
+                "permissions of the folder"
+            ) from error
     return tuple(dict.fromkeys(found))
 
 

@@ -15,13 +15,25 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ciper.camera import Camera, pixels_from_rays, rays_from_pixels
 from ciper.errors import CameraError, PhotoError
-from ciper.metadata import open_image
+from ciper.metadata import open_image, orientation_of
 
 _MID_GREY = (128, 128, 128, 255)
+_STRIP_PX = 256
+
+# What turns a photo of each EXIF orientation upright (EXIF 2.32, tag 0x0112).
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 # ------------------------------------------------------------------------------------ reading
@@ -42,7 +54,9 @@ def read_photo(path: str | Path) -> NDArray[np.uint8]:
     with open_image(path) as image:
         try:
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image), path)
+            # Most photos are upright: no second copy of them is made.
+            turn = _UPRIGHT.get(orientation_of(image))
+            return _to_rgb(image if turn is None else image.transpose(turn), path)
         except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
             raise PhotoError(
                 f"photo {path} is damaged or cut short ({error}); copy it again"
@@ -53,10 +67,15 @@ def _to_rgb(image: Image.Image, path: str | Path) -> NDArray[np.uint8]:
     if image.mode.startswith(("I", "F")):
         grey = _grey_from_deep(np.asarray(image), path)
         return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, _MID_GREY), image)
-    return np.array(image.convert("RGB"), dtype=np.uint8)
+    rgb = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    # Strip by strip: what Pillow makes on the way is never as large as the photo.
+    for top in range(0, image.height, _STRIP_PX):
+        strip = image.crop((0, top, image.width, min(top + _STRIP_PX, image.height)))
+        if strip.has_transparency_data:
+            strip = strip.convert("RGBA")
+            strip = Image.alpha_composite(Image.new("RGBA", strip.size, _MID_GREY), strip)
+        rgb[top : top + _STRIP_PX] = np.asarray(strip.convert("RGB"))
+    return rgb
 
 
 def _grey_from_deep(values: NDArray[np.generic], path: str | Path) -> NDArray[np.uint8]:

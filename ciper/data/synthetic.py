@@ -63,11 +63,12 @@ class RenderedCity:
 def render_city(seed: int, config: SyntheticConfig, folder: Path) -> Path:
     """Renders one city into `folder/<seed>` unless it is there already; returns that folder."""
     from ciper.city.layout import at_other_date, make_city
+    from ciper.city.parts import CITY_VERSION
     from ciper.city.render import Scene, degrade, random_light, render_aerial, render_panoramas
 
     target = folder / str(seed)
     wanted = {k: v for k, v in asdict(config).items() if k not in ("augment", "num_cities")}
-    recipe = json.dumps({**wanted, "first_seed": seed})
+    recipe = json.dumps({**wanted, "first_seed": seed, "city_version": CITY_VERSION})
     if (target / "recipe.json").exists():
         if (target / "recipe.json").read_text() == recipe:
             return target
@@ -131,10 +132,18 @@ class SyntheticPairs:
 
     def __init__(self, cities: Sequence[RenderedCity], config: SyntheticConfig, seed: int) -> None:
         self.cities, self.config, self.seed = cities, config, seed
+        num_photos = sum(len(city.poses) for city in cities)
+        if num_photos == 0:
+            raise ConfigError("the cities hold no photo; expected data.photos_per_city above 0")
         self.photos = np.array([(c, i) for c, r in enumerate(cities) for i in range(len(r.poses))])
 
     def batch(self, step: int, size: int, *, narrow_share: float | None = None) -> Batch:
         """The batch of one step: every photo once per epoch, in a new order each time."""
+        if size > len(self.photos):
+            raise ConfigError(
+                f"train.batch_size is {size}, but the cities hold {len(self.photos)} photos; "
+                "expected at most as many"
+            )
         epoch, start = divmod(step * size, len(self.photos) // size * size)
         order = np.random.default_rng([self.seed, 2, epoch]).permutation(len(self.photos))
         share = self.config.augment.narrow_share if narrow_share is None else narrow_share

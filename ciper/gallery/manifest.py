@@ -4,7 +4,7 @@
     GALLERY/chips.parquet        GeoParquet: one row per chip, its footprint as geometry
     GALLERY/descriptors.faiss    the descriptors, ready to be searched
     GALLERY/shards/*.safetensors features of a few hundred chips each
-    GALLERY/unfinished.json      only while it is being written: by which command
+    GALLERY/unfinished.json      only while it is being written: by which model, on which grid
 
 The manifest is written last, and a gallery is what its manifest says: readers never see half of
 one. The two files that an append replaces are first written as `NAME.next`, with the manifest that
@@ -86,17 +86,20 @@ class Manifest:
         """Read and check a gallery's manifest.
 
         Raises:
-            GalleryError: there is no gallery, it is unfinished or of another format version.
+            GalleryError: there is no gallery, it is unfinished, unreadable or of another format
+                version.
             GalleryDamagedError: the file is not what was written.
         """
         path = folder / MANIFEST
-        if not path.is_file():
+        if not holds_gallery(folder):
             raise _not_a_gallery(folder)
         damaged = f"{path}: the manifest is damaged; restore it from a copy or index again."
         try:
             body = json.loads(path.read_bytes())
         except ValueError as error:
             raise GalleryDamagedError(damaged) from error
+        except OSError as error:
+            raise _unreadable(path, error) from error
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             raise GalleryError(
                 f"{path}: is not the manifest of a gallery; expected one that `ciper index` wrote."
@@ -123,6 +126,25 @@ class Manifest:
 
 def _canonical(body: dict[str, Any]) -> bytes:
     return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+
+
+def holds_gallery(folder: Path) -> bool:
+    """Whether a folder has a manifest.
+
+    Raises:
+        GalleryError: that cannot be told, for want of permission.
+    """
+    try:
+        return (folder / MANIFEST).is_file()
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> GalleryError:
+    return GalleryError(
+        f"{path}: cannot be read ({error.strerror or error}); expected a gallery that you may "
+        "read. Change its permissions."
+    )
 
 
 def _not_a_gallery(folder: Path) -> GalleryError:

@@ -69,9 +69,10 @@ class DescriptorIndex:
             raise GalleryError("no descriptor is finite; expected an encoder's unit vectors.")
         return cls(index, num_chips=num_chips, num_locations=num_locations)
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self) -> memoryview:
         """The index in FAISS's own format."""
-        return bytes(faiss.serialize_index(self._index).tobytes())
+        data: NDArray[np.uint8] = faiss.serialize_index(self._index)
+        return data.data
 
     def save(self, path: Path) -> None:
         """Write a file that FAISS itself reads."""

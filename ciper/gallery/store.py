@@ -36,6 +36,9 @@ from ciper.geo import LocalFrame
 # Below this the features' checksums are compared when a gallery is opened, above on first use.
 DEEP_CHECK_BYTES = 500_000_000
 
+# A mapped file keeps a descriptor, and a process may have as few as 256 of them.
+MAX_OPEN_SHARDS = 64
+
 
 @dataclass(frozen=True)
 class ChipTable:
@@ -144,8 +147,8 @@ class _Shards:
 
     def __init__(self, folder: Path, records: Sequence[ShardRecord], *, check_now: bool) -> None:
         self._folder, self._records = folder, records
-        self._files: dict[int, ShardFile] = {}
-        self._is_checked = check_now
+        self._files: dict[int, ShardFile] = {}  # the most recently used last
+        self._checked = set(range(len(records))) if check_now else set()
         for record in records:
             check_file(folder, record.file, deep=check_now)
         kept = [record.kept() for record in records]
@@ -153,10 +156,15 @@ class _Shards:
         self.shard_of_chip = np.repeat(np.arange(len(records)), [len(rows) for rows in kept])
 
     def file(self, number: int) -> ShardFile:
-        if number not in self._files:
-            path = check_file(self._folder, self._records[number].file, deep=not self._is_checked)
-            self._files[number] = ShardFile(path)
-        return self._files[number]
+        file = self._files.pop(number, None)
+        if file is None:
+            is_due = number not in self._checked
+            file = ShardFile(check_file(self._folder, self._records[number].file, deep=is_due))
+            self._checked.add(number)
+            if len(self._files) >= MAX_OPEN_SHARDS:
+                del self._files[next(iter(self._files))]
+        self._files[number] = file
+        return file
 
 
 class Gallery:

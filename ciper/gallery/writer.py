@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,38 +41,30 @@ from ciper.gallery.shards import (
 )
 from ciper.gallery.store import ChipTable
 
+_SHARD_NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}\.safetensors")
+_CELLS = ("rows", "cols", "rasters", "valid_fractions")
+
 
 class GalleryWriter:
     """Writes a gallery shard by shard and takes up where a killed run has stopped."""
 
-    def __init__(self, folder: Path, header: GalleryHeader, command: str) -> None:
-        """Prepare a folder for a command, identified by a hash of all that matters to its result.
+    def __init__(self, folder: Path, header: GalleryHeader) -> None:
+        """Prepare a folder, new or of a run that was interrupted.
+
+        An unfinished gallery of the same model and grid is gone on with, whatever has become of its
+        rasters: the keys of its shards tell which of them still hold.
 
         Raises:
             OutputError: the folder holds something else or cannot be written.
         """
         self.folder, self.header = folder, header
-        if folder.exists() and not folder.is_dir():
-            raise OutputError(f"{folder}: is a file; expected a folder to write the gallery to.")
-        unfinished = _read_unfinished(folder)
-        is_empty = not folder.exists() or not any(folder.iterdir())
-        if not is_empty and unfinished is None and not (folder / MANIFEST).is_file():
-            raise OutputError(
-                f"{folder}: is a folder with other files; expected a new or empty one, or "
-                "a gallery."
-            )
-        if unfinished is not None and unfinished != command:
-            raise OutputError(
-                f"{folder}: holds the unfinished gallery of another command (other rasters, model "
-                "or options); finish that one, delete the folder or choose another --out."
-            )
         try:
+            _check_folder(folder, header)
             (folder / "shards").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise output_error(folder, error) from error
-        write_atomically(
-            folder / UNFINISHED, json.dumps({"format": FORMAT, "command": command}).encode()
-        )
+        body = {"format": FORMAT, "header": dataclasses.asdict(header)}
+        write_atomically(folder / UNFINISHED, json.dumps(body).encode())
 
     def find(self, key: str) -> FileRecord | None:
         """A whole shard of an earlier run under this key."""
@@ -86,22 +80,15 @@ class GalleryWriter:
 
     def finish(self, shards: Sequence[ShardRecord], rasters: Sequence[RasterInfo]) -> Manifest:
         """Write the table, the index and, last, the manifest; remove what no longer counts."""
-        files = [self.open_shard(record.file) for record in shards]
-        kept = [record.kept() for record in shards]
-
-        def column(name: str) -> NDArray[Any]:
-            return np.concatenate(
-                [file[name][rows] for file, rows in zip(files, kept, strict=True)]
-            )
-
+        columns, shapes = self._gather(shards)
         table = ChipTable.of_cells(
             self.header.grid,
-            column("rows"),
-            column("cols"),
-            rasters=column("rasters"),
-            valid_fractions=column("valid_fractions"),
+            columns["rows"],
+            columns["cols"],
+            rasters=columns["rasters"],
+            valid_fractions=columns["valid_fractions"],
         )
-        index = DescriptorIndex.build(column("descriptors"))
+        index = DescriptorIndex.build(columns.pop("descriptors"))
         records = [
             self._write_next(CHIPS, table.to_parquet(self.header.grid, rasters)),
             self._write_next(INDEX, index.to_bytes()),
@@ -112,13 +99,27 @@ class GalleryWriter:
             shards=tuple(shards),
             files=tuple(records),
             num_chips=len(table),
-            shapes={name: tuple(files[0][name].shape[1:]) for name in FEATURES},
+            shapes=shapes,
         )
         write_atomically(self.folder / MANIFEST, manifest.to_json())
         settle(self.folder, manifest)
         return manifest
 
-    def _write_next(self, name: str, data: bytes) -> FileRecord:
+    def _gather(
+        self, shards: Sequence[ShardRecord]
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, tuple[int, ...]]]:
+        """Cells and descriptors of all chips, and the shapes of one chip's features."""
+        parts: dict[str, list[NDArray[Any]]] = {name: [] for name in (*_CELLS, "descriptors")}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for record in shards:
+            # One at a time: a mapped file keeps a descriptor, of which a process has few.
+            file, kept = self.open_shard(record.file), record.kept()
+            for name, found in parts.items():
+                found.append(np.array(file[name])[kept])
+            shapes = shapes or {name: tuple(file[name].shape[1:]) for name in FEATURES}
+        return {name: np.concatenate(found) for name, found in parts.items()}, shapes
+
+    def _write_next(self, name: str, data: bytes | memoryview) -> FileRecord:
         write_atomically(self.folder / f"{name}.next", data)
         return FileRecord(name, len(data), sha256_of(data))
 
@@ -143,15 +144,59 @@ def settle(folder: Path, manifest: Manifest) -> None:
         raise output_error(folder, error) from error
 
 
-def _read_unfinished(folder: Path) -> str | None:
-    """The command that was writing here, None if no one was."""
+def _check_folder(folder: Path, header: GalleryHeader) -> None:
+    """Refuse a folder in which a gallery of this header can be neither begun nor continued."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file; expected a folder to write the gallery to.")
+    unfinished = _read_unfinished(folder)
+    if unfinished is None:
+        if not _is_free(folder) and not (folder / MANIFEST).is_file():
+            raise OutputError(
+                f"{folder}: is a folder with other files; expected a new or empty one, or "
+                "a gallery."
+            )
+        return
+    # Weights are told by their hash, not by what they are called.
+    wanted = dataclasses.asdict(header)
+    names = [name for name in wanted if name != "model_name"]
+    if any(unfinished.get(name) != wanted[name] for name in names):
+        raise OutputError(
+            f"{folder}: holds the unfinished gallery of another command (another model, --chip-m "
+            "or --stride-m); finish that one, delete the folder or choose another --out."
+        )
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether a folder is absent, empty, or holds no more than a run left that got nowhere."""
+    if not folder.exists():
+        return True
+    for path in folder.iterdir():
+        if path.name == "shards" and path.is_dir():
+            files = [file.name for file in path.iterdir()]
+            if not all(_SHARD_NAME.fullmatch(name) or _is_temporary(name) for name in files):
+                return False
+        elif not _is_temporary(path.name):
+            return False
+    return True
+
+
+def _is_temporary(name: str) -> bool:
+    """Whether `write_atomically` may have left a file of this name."""
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def _read_unfinished(folder: Path) -> dict[str, Any] | None:
+    """The header of the gallery that was being written here, None if there was none."""
     try:
         body = json.loads((folder / UNFINISHED).read_bytes())
     except FileNotFoundError:
         return None
+    except PermissionError:
+        raise
     except (ValueError, OSError) as error:
         raise OutputError(
             f"{folder / UNFINISHED}: cannot be read; expected what an interrupted `ciper index` "
             "left. Delete the folder and index again."
         ) from error
-    return str(body.get("command")) if isinstance(body, dict) else ""
+    found = body.get("header") if isinstance(body, dict) else None
+    return found if isinstance(found, dict) else {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ciper.checkpoint import find_weights, load_checkpoint, save_checkpoint, sha256_file
+from ciper.checkpoint import find_weights, load_checkpoint, save_checkpoint
 from ciper.config import from_dict, to_dict
 from ciper.data.preprocess import CanvasSpec
 from ciper.device import pick_device
-from ciper.errors import CheckpointError
+from ciper.errors import CheckpointError, ConfigError
 from ciper.gallery.shards import AerialCodes
 from ciper.model.network import GroundCode, Network, NetworkConfig
 
@@ -44,7 +46,7 @@ class Model:
     Attributes:
         network: the network.
         model_name: what people call the weights.
-        model_hash: SHA-256 of the weights file.
+        model_hash: tells the network and its weights from others, see `weights_hash`.
         calibration: of its probabilities.
         device: where it runs.
         header: what the weights file says of itself.
@@ -77,6 +79,22 @@ class Model:
             config.elevation_top_deg,
             config.elevation_bottom_deg,
         )
+
+    def check_grid(self, *, chip_m: float, stride_m: float) -> None:
+        """Refuses grids that the posterior cannot answer for.
+
+        A chip answers for its central half: with a larger stride places would be lost, with a
+        smaller one every pose would count several times.
+
+        Raises:
+            ConfigError: chips or strides of other sizes.
+        """
+        wanted_m = self.chip_px * self.gsd
+        if (chip_m, stride_m) != (wanted_m, wanted_m / 2):
+            raise ConfigError(
+                f"chips of {chip_m:g} m every {stride_m:g} m do not suit the model "
+                f"{self.model_name!r}; expected chips of {wanted_m:g} m every {wanted_m / 2:g} m"
+            )
 
     @torch.inference_mode()
     def encode(self, chips: NDArray[np.uint8], valid: NDArray[np.bool_]) -> AerialCodes:
@@ -162,11 +180,23 @@ def load_model(model: str | Path = "ground", device: str | None = None) -> Model
     return Model(
         network=network.to(device).eval(),
         model_name=name,
-        model_hash=sha256_file(path),
+        model_hash=weights_hash(weights, header["config"]["network"]),
         calibration=from_dict(Calibration, header.get("calibration", {})),
         device=device,
         header=header,
     )
+
+
+def weights_hash(weights: Mapping[str, torch.Tensor], network: Mapping[str, Any]) -> str:
+    """SHA-256 of a network's configuration and tensors.
+
+    Galleries remember it. The calibration has no part in it: who calibrates again keeps galleries.
+    """
+    digest = hashlib.sha256(json.dumps(network, sort_keys=True).encode())
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def export_weights(checkpoint: Path, out: Path, calibration: Calibration) -> None:

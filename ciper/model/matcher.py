@@ -61,6 +61,7 @@ def match(
     coarse: Tensor,
     fine_of: Callable[[Int], Tensor],
     *,
+    has_imagery: NDArray[np.bool_] | None = None,
     log_prior: Float | None = None,
     config: MatchConfig | None = None,
 ) -> Evidence:
@@ -72,17 +73,19 @@ def match(
             equally probable, they are averaged.
         coarse: `(R, C, 32, 32)` coarse maps.
         fine_of: loads the fine maps `(U, C, 64, 64)` of the chips that are refined, `(U,)`.
-        log_prior: `(R, 32, 16, 16)`, added to the coarse logits before the best are chosen and
-            kept in them; -inf forbids.
+        has_imagery: `(R, 16, 16)` cells that can hold the camera at all; None if all can.
+        log_prior: `(R, 32, 16, 16)`, weighs which poses are refined; the evidence is free of it.
         config: how much is refined.
     """
     config = config or MatchConfig()
     coarse = coarse.to(ground.polar_coarse.dtype)
     volumes = _coarse_volumes(network, ground, coarse)
     volume = _average(volumes)
-    if log_prior is not None:
-        volume = volume + log_prior
-    chip, heading, row, column = best_poses(volume, config)
+    if has_imagery is None:
+        has_imagery = np.ones((len(volume), *volume.shape[2:]), dtype=np.bool_)
+    volume = np.where(has_imagery[:, None], volume, np.float32(-np.inf))
+    weighed = volume if log_prior is None else volume + log_prior
+    chip, heading, row, column = best_poses(weighed, config)
     used, local = np.unique(chip, return_inverse=True)
     maps = fine_of(used).to(coarse.dtype)
     cells = (local, 2 * (row + 8), 2 * (column + 8), 4 * heading)
@@ -92,15 +95,14 @@ def match(
         for view in range(len(volumes))
     ]
     logits = _average(np.stack(fine))[:, :, WINDOW_CELLS - REFINED :, WINDOW_CELLS - REFINED :]
-    if log_prior is not None:
-        logits = logits + log_prior[chip, heading, row, column][:, None, None, None]
+    is_possible = _is_possible(has_imagery, chip, row, column)
     return Evidence(
         coarse=volume,
         chip=chip,
         heading=heading,
         row=row,
         column=column,
-        fine=np.where(_is_central(row, column)[:, None], logits, -np.inf).astype(np.float32),
+        fine=np.where(is_possible[:, None], logits, -np.inf).astype(np.float32),
     )
 
 
@@ -170,8 +172,15 @@ def fine_cells(row: Int, column: Int) -> tuple[Int, Int]:
     return 2 * row[:, None] + span, 2 * column[:, None] + span
 
 
-def _is_central(row: Int, column: Int) -> NDArray[np.bool_]:
-    """`(W, 6, 6)`: the window's cell lies in its chip's central part."""
+def _is_possible(
+    has_imagery: NDArray[np.bool_], chip: Int, row: Int, column: Int
+) -> NDArray[np.bool_]:
+    """`(W, 6, 6)`: the window's cell lies in its chip's central part and on imagery."""
     rows, columns = fine_cells(row, column)
     row_ok, column_ok = (rows >= 0) & (rows < 32), (columns >= 0) & (columns < 32)
-    return row_ok[:, :, None] & column_ok[:, None, :]
+    on_imagery = has_imagery[
+        chip[:, None, None],
+        (rows // 2).clip(0, 15)[:, :, None],
+        (columns // 2).clip(0, 15)[:, None, :],
+    ]
+    return np.asarray(row_ok[:, :, None] & column_ok[:, None, :] & on_imagery)

@@ -1,0 +1,68 @@
+"""The shipped weights: what they must at least do, on an unseen city and on real photos."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ciper.checkpoint import find_weights
+from ciper.evaluate import evaluate
+from ciper.index import build_index
+from ciper.localize import Localizer
+from ciper.model.load import Model, load_model
+from ciper.simulate import SimulateConfig, simulate
+
+
+@pytest.fixture(scope="module")
+def ground() -> Model:
+    return load_model("ground", "cpu")
+
+
+@pytest.fixture(scope="module")
+def real_data() -> Path:
+    folder = os.environ.get("CIPER_REAL_DATA")
+    if folder is None:
+        pytest.skip("CIPER_REAL_DATA is unset: it names the folder of real photos and imagery")
+    return Path(folder)
+
+
+def test_the_shipped_file_is_small_and_described() -> None:
+    path = find_weights("ground")
+    assert path.stat().st_size <= 20_000_000
+    card = (path.parent / "card.md").read_text()
+    assert "ciper train" in card
+    assert "ciper calibrate" in card
+
+
+def test_panoramas_of_an_unseen_city_are_found(ground: Model, tmp_path: Path) -> None:
+    simulate(tmp_path / "city", SimulateConfig(seed=77, size_m=400.0, num_photos=24))
+    build_index([tmp_path / "city" / "aerial.tif"], tmp_path / "gallery", ground)
+    figures = evaluate(
+        str(tmp_path / "city" / "poses.csv"),
+        tmp_path / "report",
+        gallery=tmp_path / "gallery",
+        model=ground,
+    )
+    assert figures["pose"]["median_m"] <= 1.8
+    assert figures["pose"]["heading_median_deg"] <= 2.5
+    assert figures["end_to_end"]["recall@5m"] >= 0.5
+    random = figures["baseline"]["random"]["end_to_end"]
+    assert figures["end_to_end"]["recall@5m"] > random["recall@5m"] + 0.4
+
+
+def test_real_photos_of_elsewhere_get_no_confident_answer(
+    ground: Model, real_data: Path, tmp_path: Path
+) -> None:
+    """16 photos of Helsinki, US cities and Karlsruhe against chips of Long Beach."""
+    rasters = sorted((real_data / "naip").glob("long_beach_2020_1*.tif"))
+    assert len(rasters) == 11
+    build_index(rasters, tmp_path / "gallery", ground)
+    localizer = Localizer(tmp_path / "gallery", ground)
+    photos = sorted((real_data / "helsinki").glob("*_ground.jpg"))
+    photos += sorted(p for p in (real_data / "ground").iterdir() if p.suffix in (".jpg", ".png"))
+    assert len(photos) == 16
+    confidences = np.array([localizer.localize(photo).confidence for photo in photos])
+    assert (confidences > 0.5).sum() <= 1
