@@ -190,7 +190,8 @@ def localize(
     from ciper.answers import answer_of, format_answers
     from ciper.camera import CameraOverrides
     from ciper.data.photos import find_photos
-    from ciper.localize import Heading, Localizer, Near
+    from ciper.localize import Localizer
+    from ciper.prior import Heading, Near
 
     files = find_photos(photos)
     pictures = None if picture is None else _picture_paths(picture, files)

@@ -24,10 +24,11 @@ from ciper.data.photos import find_photos
 from ciper.data.poses import PhotoPose, read_poses
 from ciper.errors import CameraError, ConfigError, PhotoError
 from ciper.geo import LocalFrame
-from ciper.localize import Localizer, Match, Near, Prior
+from ciper.localize import Localizer, Match
 from ciper.model.load import Model
 from ciper.model.matcher import match
 from ciper.posterior import Places, Posterior
+from ciper.prior import Near, Prior
 from ciper.report import Evaluation, replaced_folder, write_report
 from ciper.scoring import (
     CENTRAL_HALF_M,

@@ -192,7 +192,7 @@ def fake_localize(monkeypatch: pytest.MonkeyPatch) -> None:
         return {"photo": str(found.photo), "lat": 1.5, "lon": -2.0, "camera": "assumed"}
 
     module = ModuleType("ciper.localize")
-    vars(module).update(Localizer=Localizer, Near=None, Heading=None)
+    vars(module).update(Localizer=Localizer)
     monkeypatch.setitem(sys.modules, "ciper.localize", module)
     monkeypatch.setattr("ciper.answers.answer_of", answer_of)
 

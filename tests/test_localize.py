@@ -16,10 +16,7 @@ from ciper.camera import CameraOverrides
 from ciper.errors import GalleryError, GalleryModelMismatchError, GeoError, PhotoError
 from ciper.geo import LocalFrame, heading_error_deg
 from ciper.localize import (
-    Heading,
     Localizer,
-    Near,
-    Prior,
     confidence_features,
     crs_name,
     logistic,
@@ -27,6 +24,7 @@ from ciper.localize import (
 )
 from ciper.model.load import Calibration, load_model
 from ciper.model.matcher import Evidence
+from ciper.prior import Heading, Near, Prior
 
 
 @pytest.fixture(scope="module")
