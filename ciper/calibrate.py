@@ -46,12 +46,17 @@ RIDGE = 1e-2
 
 @dataclass(frozen=True)
 class CalibrateConfig:
-    """Which validation cities: their seeds, size, and photos of each camera in each city."""
+    """Which validation cities: their seeds, size, and photos of each camera in each city.
+
+    Own and foreign photos are equally many; `foreign_share` is what they count for, the share of
+    foreign photos among those that will be asked about.
+    """
 
     seeds: tuple[int, ...] = (200_001, 200_002, 200_003)
     size_m: float = 1000.0
     num_photos: int = 40
     cameras: tuple[str, ...] = ("panorama", "pinhole:90")
+    foreign_share: float = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -117,10 +122,11 @@ def calibrate(
             features.append(found)
             is_own.append(photo in city.own)
             is_right.append(is_own[-1] and error_m <= CONFIDENT_WITHIN_M)
+    weights = np.where(is_own, 1 - config.foreign_share, config.foreign_share)
     calibration = replace(
         calibration,
-        confidence=fit_logistic(np.array(features), np.array(is_right)),
-        in_gallery=fit_logistic(np.array(features), np.array(is_own)),
+        confidence=fit_logistic(np.array(features), np.array(is_right), weights),
+        in_gallery=fit_logistic(np.array(features), np.array(is_own), weights),
     )
     export_weights(checkpoint, out, calibration)
     draft.unlink()
@@ -186,15 +192,25 @@ def candidates() -> list[Calibration]:
     ]
 
 
-def fit_logistic(features: Float, labels: NDArray[np.bool_]) -> tuple[float, ...]:
-    """Ridge-regularised logistic regression: (constant, one weight per feature)."""
+def fit_logistic(
+    features: Float, labels: NDArray[np.bool_], case_weights: Float | None = None
+) -> tuple[float, ...]:
+    """Ridge-regularised logistic regression: (constant, one weight per feature).
+
+    Args:
+        features: `(N, F)`.
+        labels: `(N,)`.
+        case_weights: `(N,)` what each case counts for; equal if None.
+    """
+    counts = np.ones(len(features)) if case_weights is None else case_weights / case_weights.mean()
     mean, scale = features.mean(0), features.std(0) + 1e-9
     x = np.column_stack([np.ones(len(features)), (features - mean) / scale])
     sign = np.where(labels, 1.0, -1.0)
 
     def loss(weights: Float) -> float:
         return float(
-            np.logaddexp(0, -sign * (x @ weights)).mean() + RIDGE * (weights[1:] ** 2).sum()
+            (counts * np.logaddexp(0, -sign * (x @ weights))).mean()
+            + RIDGE * (weights[1:] ** 2).sum()
         )
 
     weights = minimize(loss, np.zeros(x.shape[1])).x

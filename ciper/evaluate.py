@@ -271,7 +271,7 @@ def _match_in_chips(
             lambda used, fine=fine: fine[torch.from_numpy(used)],  # type: ignore[misc]
         )
         posterior, features = localizer.judge(Match(np.array([-1]), place, Prior(place), evidence))
-        confidence = localizer.confidence(posterior, features)
+        confidence = localizer.confidence(features)
         seconds = time.perf_counter() - started
         query.in_chip = _held_against(query.pose, posterior, confidence, features, seconds)
 

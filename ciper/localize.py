@@ -213,7 +213,7 @@ class Localizer:
             posterior=posterior,
             chips=found.chips,
             chip_evidence=found.chip_evidence,
-            confidence=self.confidence(posterior, features),
+            confidence=self.confidence(features),
             camera=photo.camera,
             metadata=photo.metadata,
             features=features,
@@ -266,13 +266,13 @@ class Localizer:
         if found.prior.says_something:
             posterior = posterior.times(found.prior.log_position, found.prior.log_heading)
         features = confidence_features(found.evidence, posterior, found.prior.on_coarse_cells())
-        outside = 1.0 - logistic(calibration.in_gallery, features)
-        return posterior.with_outside(outside), features
+        # Who is within 5 m is in the gallery: the larger of the two models holds.
+        inside = max(logistic(calibration.in_gallery, features), self.confidence(features))
+        return posterior.with_outside(1.0 - inside), features
 
-    def confidence(self, posterior: Posterior, features: Sequence[float]) -> float:
-        """Probability that the answer lies within 5 m; never above that of "in this gallery"."""
-        within = logistic(self.model.calibration.confidence, features)
-        return min(within, 1.0 - posterior.outside_prob)
+    def confidence(self, features: Sequence[float]) -> float:
+        """Probability that the answer lies within 5 m of the truth, and so in the gallery."""
+        return logistic(self.model.calibration.confidence, features)
 
     def candidates(self, code: GroundCode, near: Near | None) -> NDArray[np.int64]:
         """The chips that the photo is matched with: all, those near the prior, or a shortlist."""

@@ -28,6 +28,16 @@ def test_logistic_fit_finds_the_odds_and_ignores_noise() -> None:
     assert logistic(weights, (0.0, 80.0, 0.0)) > 0.9
 
 
+def test_weighted_cases_count_as_often_as_their_weight() -> None:
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(600, 3))
+    labels = rng.random(600) < 0.3
+    doubled = np.concatenate([np.arange(600), np.flatnonzero(labels)])
+    weights = fit_logistic(features, labels, np.where(labels, 2.0, 1.0))
+    # The scaling of the features differs a little between the two, hence the tolerance.
+    assert weights == pytest.approx(fit_logistic(features[doubled], labels[doubled]), abs=0.01)
+
+
 def test_logistic_fit_survives_one_class_and_constant_features() -> None:
     weights = fit_logistic(np.ones((10, 3)), np.ones(10, bool))
     assert np.isfinite(weights).all()
