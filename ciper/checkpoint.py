@@ -90,6 +90,15 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     return tensors, header
 
 
+def weights_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The network's weights out of a checkpoint's tensors, as float32."""
+    return {
+        name.removeprefix("model."): value.float()
+        for name, value in state.items()
+        if name.startswith("model.")
+    }
+
+
 def find_weights(name_or_path: str | Path) -> Path:
     """The file of weights that come with the package (``ground``) or that lie at a path.
 

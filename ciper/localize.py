@@ -255,7 +255,7 @@ class Localizer:
             self._coarse_maps(chips),
             lambda used: torch.from_numpy(self.gallery.fine[chips[used]]).to(self.model.device),
             has_imagery=self._has_imagery[chips],
-            log_prior=prior.on_coarse_cells(),
+            log_prior=prior.on_coarse_cells,
         )
         return Match(chips, places, prior, evidence)
 
@@ -265,7 +265,7 @@ class Localizer:
         posterior = posterior_of(found.evidence, found.places, calibration)
         if found.prior.says_something:
             posterior = posterior.times(found.prior.log_position, found.prior.log_heading)
-        features = confidence_features(found.evidence, posterior, found.prior.on_coarse_cells())
+        features = confidence_features(found.evidence, posterior, found.prior.on_coarse_cells)
         # Who is within 5 m is in the gallery: the larger of the two models holds.
         inside = max(logistic(calibration.in_gallery, features), self.confidence(features))
         return posterior.with_outside(1.0 - inside), features

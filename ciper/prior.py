@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,7 @@ class Prior:
             return np.zeros(np.shape(heading_deg))
         return self.heading.log_factor(heading_deg, step_deg)
 
+    @cached_property
     def on_coarse_cells(self) -> NDArray[np.float32] | None:
         """`(R, 32, 16, 16)`, or None without any."""
         if not self.says_something:

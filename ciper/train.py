@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ciper.checkpoint import load_checkpoint, save_checkpoint
+from ciper.checkpoint import load_checkpoint, save_checkpoint, weights_of
 from ciper.config import from_dict, to_dict
 from ciper.data.sample import Batch
 from ciper.data.synthetic import SyntheticConfig, SyntheticPairs, open_city, render_city
@@ -210,15 +210,6 @@ class Run:
                     f"the loss '{name}' is {float(loss.detach())} at step {self.step}; expected "
                     "a finite number; lower train.lr or start again from the last checkpoint"
                 )
-
-
-def weights_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The network's weights out of a checkpoint's tensors, as float32."""
-    return {
-        name.removeprefix("model."): value.float()
-        for name, value in state.items()
-        if name.startswith("model.")
-    }
 
 
 class MetricsLog:

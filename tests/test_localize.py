@@ -112,15 +112,15 @@ def test_a_place_outside_is_refused(localizer: Localizer, small_world: SmallWorl
 
 def test_priors_by_hand() -> None:
     places = row_of_chips(2)
-    assert Prior(places).on_coarse_cells() is None
+    assert Prior(places).on_coarse_cells is None
     lat, lon = places.frame.to_geographic(x=2.0, y=-2.0)
-    near = Prior(places, Near(float(lat), float(lon), 10.0)).on_coarse_cells()
+    near = Prior(places, Near(float(lat), float(lon), 10.0)).on_coarse_cells
     assert near is not None
     # Row 8, column 0 of the eastern chip has its centre at (2, -2).
     assert near[1, 0, 8, 0] == 0
     assert near[1, 31, 8, 2] == 0  # 8 m away
     assert near[1, 0, 8, 3] == pytest.approx(-0.5 * 2.0**2, rel=1e-3)  # 12 m: two softnesses out
-    heading = Prior(places, heading=Heading(0.0, 20.0)).on_coarse_cells()
+    heading = Prior(places, heading=Heading(0.0, 20.0)).on_coarse_cells
     assert heading is not None
     variance = 20.0**2 + 11.25**2 / 12
     assert heading[0, 0, 3, 3] == 0

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ciper.checkpoint import find_weights, load_checkpoint, save_checkpoint
+from ciper.checkpoint import find_weights, load_checkpoint, save_checkpoint, weights_of
 from ciper.config import from_dict, to_dict
 from ciper.data.preprocess import CanvasSpec
 from ciper.device import pick_device
@@ -163,11 +163,7 @@ def load_model(model: str | Path = "ground", device: str | None = None) -> Model
             f"{path} has no {error} in its header; expected a checkpoint written by ciper train"
         ) from error
     network = Network(config)
-    weights = {
-        name.removeprefix("model."): value.float()
-        for name, value in state.items()
-        if name.startswith("model.")
-    }
+    weights = weights_of(state)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
