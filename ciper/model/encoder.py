@@ -14,19 +14,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ciper.model.efficient import EfficientStem, StemName, stages_of
+
+PLAIN_CHANNELS = (48, 96)
+
 
 @dataclass(frozen=True)
 class EncoderConfig:
     """Sizes of the encoder.
 
-    `stem_channels` are the channels at 1/4 and 1/8 of the image; transformer patches are 16 px.
+    `stem_channels` are the channels at 1/4 and 1/8 of the image, of a plain stem; those of an
+    EfficientNet follow from its name. Of its four stages the first `num_frozen_stages` do not
+    learn, which only makes sense where they are pretrained. Transformer patches are 16 px.
     """
 
     width: int = 128
     depth: int = 6
     num_heads: int = 2
     mlp_ratio: int = 3
-    stem_channels: tuple[int, int] = (48, 96)
+    stem: StemName = "plain"
+    stem_channels: tuple[int, int] = PLAIN_CHANNELS
+    num_frozen_stages: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.num_frozen_stages <= (0 if self.stem == "plain" else 4):
+            raise ValueError(
+                f"num_frozen_stages is {self.num_frozen_stages} for the stem {self.stem!r}; "
+                "expected 0 for a plain stem and at most 4 for an EfficientNet"
+            )
+        if self.stem == "plain":
+            return
+        _, quarter, eighth, _ = stages_of(self.stem)
+        channels = (quarter.channels, eighth.channels)
+        if self.stem_channels not in (PLAIN_CHANNELS, channels):
+            raise ValueError(
+                f"stem_channels are {self.stem_channels}, but {self.stem} has {channels}; "
+                "leave them out"
+            )
+        object.__setattr__(self, "stem_channels", channels)
 
 
 @dataclass(frozen=True)
@@ -144,6 +169,14 @@ class Stem(nn.Module):
         return fine, middle, self.to_patches(fold_pixels(middle, 2))
 
 
+def make_stem(config: EncoderConfig, *, wraps: bool) -> Stem | EfficientStem:
+    """The stem that the configuration names; `wraps` joins the left and right edge (panoramas)."""
+    if config.stem == "plain":
+        return Stem(config, wraps=wraps)
+    frozen = config.num_frozen_stages
+    return EfficientStem(config.stem, config.width, wraps=wraps, num_frozen=frozen)
+
+
 def fold_pixels(x: Tensor, size: int) -> Tensor:
     """Every `size x size` square of `(B, H, W, C)` becomes one pixel of `size * size * C`."""
     batch, height, width, channels = x.shape
@@ -192,8 +225,8 @@ class Encoder(nn.Module):
         self, config: EncoderConfig, *, ground_rays: Tensor, aerial_metres: Tensor
     ) -> None:
         super().__init__()
-        self.ground_stem = Stem(config, wraps=True)
-        self.aerial_stem = Stem(config, wraps=False)
+        self.ground_stem = make_stem(config, wraps=True)
+        self.aerial_stem = make_stem(config, wraps=False)
         self.register_buffer("ground_rays", ground_rays, persistent=False)
         self.register_buffer("aerial_metres", aerial_metres, persistent=False)
         self.embed_rays = nn.Linear(ground_rays.shape[-1], config.width)

