@@ -91,11 +91,21 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
 
 
 def weights_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The network's weights out of a checkpoint's tensors, as float32."""
+    """The network's weights out of a checkpoint's tensors, as float32.
+
+    A run may keep them twice, as they are trained (``model.*``) and as their moving average
+    (``ema.*``): the average is what is validated, exported and used.
+    """
+    has_average = any(name.startswith("ema.") for name in state)
+    return part_of(state, "ema" if has_average else "model")
+
+
+def part_of(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The tensors under ``part.``, without that prefix; floating ones as float32."""
     return {
-        name.removeprefix("model."): value.float()
+        name.removeprefix(f"{part}."): value.float() if value.is_floating_point() else value
         for name, value in state.items()
-        if name.startswith("model.")
+        if name.startswith(f"{part}.")
     }
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from model_helpers import TINY, make_batch
 
-from ciper.data.sample import Batch
 from ciper.errors import TrainingError
 from ciper.model.criterion import (
     Criterion,
@@ -22,30 +22,8 @@ from ciper.model.criterion import (
     wrong_chips,
     wrong_mode_windows,
 )
-from ciper.model.network import Network, NetworkConfig
+from ciper.model.network import Network
 from ciper.train import LossWeights, OptimConfig, Run, TrainConfig
-
-
-def make_batch(size: int, seed: int = 0) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-
-    def image(height: int, width: int) -> torch.Tensor:
-        small = torch.rand(size, 3, height // 16, width // 16, generator=generator) * 255
-        large = torch.nn.functional.interpolate(small, (height, width), mode="bilinear")
-        return large.permute(0, 2, 3, 1).to(torch.uint8)
-
-    pose = torch.rand(size, 3, generator=generator)
-    pose = pose * torch.tensor([64.0, 64.0, 360.0]) - torch.tensor([32.0, 32.0, 0.0])
-    return Batch(
-        canvas=image(128, 512),
-        is_visible=torch.ones(size, 128, 512, dtype=torch.bool),
-        chip=image(256, 256),
-        is_valid=torch.ones(size, 256, 256, dtype=torch.bool),
-        pose=pose,
-        city=torch.arange(size),
-        centre_m=torch.zeros(size, 2),
-        camera_m=pose[:, :2],
-    )
 
 
 def test_linear_labels_share_between_the_two_nearest_bins() -> None:
@@ -125,9 +103,12 @@ def test_overlapping_chips_of_a_city_are_no_negatives() -> None:
 
 def test_losses_are_named_finite_and_differentiable() -> None:
     torch.manual_seed(0)
-    network = Network(NetworkConfig())
+    network = Network(TINY)
     criterion = Criterion(CriterionConfig(num_negative_chips=2))
-    losses, stats = criterion(network, make_batch(4), torch.Generator().manual_seed(0))
+    batch = make_batch(4)
+    ground = network.encode_ground(batch.canvas, batch.is_visible)
+    aerial = network.encode_aerial(batch.chip, batch.is_valid)
+    losses, stats = criterion(network, ground, aerial, batch, torch.Generator().manual_seed(0))
     assert set(losses) == set(LossWeights.__dataclass_fields__)
     torch.stack(list(losses.values())).sum().backward()
     missing = [name for name, p in network.named_parameters() if p.grad is None]
@@ -148,8 +129,8 @@ def test_one_batch_is_overfitted(tmp_path: object) -> None:
 
 
 def test_a_loss_that_is_not_finite_names_itself(tmp_path: object) -> None:
-    run = Run(TrainConfig(), tmp_path, "cpu")  # type: ignore[arg-type]
+    run = Run(TrainConfig(network=TINY), tmp_path, "cpu")  # type: ignore[arg-type]
     with torch.no_grad():
-        run.network.retrieval_log_scale.fill_(torch.nan)
+        run.network.get_parameter("retrieval_log_scale").fill_(torch.nan)
     with pytest.raises(TrainingError, match="'retrieval' is nan at step 0"):
         run.advance(make_batch(2))

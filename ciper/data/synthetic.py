@@ -1,13 +1,15 @@
 """Training pairs from procedural cities: rendered once to a folder, cut afresh at every step.
 
-Item i of step s is a function of (seed, s, i) alone, so that a run can be resumed or repeated.
+Item i of step s is a function of (seed, s, i), and of the mined table where there is one, so that
+a run can be resumed or repeated, and shared among processes.
 """
 
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,27 +26,45 @@ from ciper.data.augment import (
     roll_canvas,
     turn_pose,
 )
+from ciper.data.neighbours import Int, PhotoOrder
 from ciper.data.sample import Batch
 from ciper.errors import ConfigError
 
+CHIP_PX = 256
+# Of the canvases' upper and lower edge.
+ELEVATION_DEG = (45.0, -45.0)
 CAMERA_HEIGHT_M = (1.4, 2.8)
+# Cities that every reported figure is measured on: neither trained nor validated on.
+TEST_SEEDS = range(9000, 10_000)
 
 
 @dataclass(frozen=True)
 class SyntheticConfig:
     """Which cities are rendered, and how much of each.
 
-    Cities have the seeds `first_seed`, `first_seed + 1`, ...; each is seen from above under
-    `aerials_per_city` lights.
+    Cities have the seeds `first_seed`, `first_seed + 1`, ...: first those to train on, then
+    `validation_cities` more. Each is seen from above under `aerials_per_city` lights.
     """
 
     num_cities: int = 40
+    validation_cities: int = 0
     first_seed: int = 100_000
     city_m: float = 600.0
     photos_per_city: int = 640
     aerials_per_city: int = 2
     gsd: float = 0.5
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    @property
+    def training_seeds(self) -> range:
+        """Seeds of the cities to train on."""
+        return range(self.first_seed, self.first_seed + self.num_cities)
+
+    @property
+    def validation_seeds(self) -> range:
+        """Seeds of the cities to validate on, after the others."""
+        first = self.training_seeds.stop
+        return range(first, first + self.validation_cities)
 
 
 @dataclass(frozen=True)
@@ -60,22 +80,41 @@ class RenderedCity:
     poses: NDArray[np.float64]
 
 
+def find_city(seed: int, config: SyntheticConfig, folder: Path) -> Path | None:
+    """The folder of a city that has been rendered already; None if it has not.
+
+    Raises:
+        ConfigError: what is there was rendered by another recipe.
+    """
+    target = folder / str(seed)
+    if not (target / "recipe.json").exists():
+        return None
+    if (target / "recipe.json").read_text() == _recipe(seed, config):
+        return target
+    raise ConfigError(
+        f"{target} holds a city of another recipe; expected {_recipe(seed, config)}; "
+        "name another cache folder or delete this one"
+    )
+
+
+def _recipe(seed: int, config: SyntheticConfig) -> str:
+    """All that a rendered city depends on, as JSON."""
+    from ciper.city.parts import CITY_VERSION
+
+    others = ("augment", "num_cities", "validation_cities")
+    wanted = {k: v for k, v in asdict(config).items() if k not in others}
+    return json.dumps({**wanted, "first_seed": seed, "city_version": CITY_VERSION})
+
+
 def render_city(seed: int, config: SyntheticConfig, folder: Path) -> Path:
     """Renders one city into `folder/<seed>` unless it is there already; returns that folder."""
     from ciper.city.layout import at_other_date, make_city
-    from ciper.city.parts import CITY_VERSION
     from ciper.city.render import Scene, degrade, random_light, render_aerial, render_panoramas
 
+    found = find_city(seed, config, folder)
+    if found is not None:
+        return found
     target = folder / str(seed)
-    wanted = {k: v for k, v in asdict(config).items() if k not in ("augment", "num_cities")}
-    recipe = json.dumps({**wanted, "first_seed": seed, "city_version": CITY_VERSION})
-    if (target / "recipe.json").exists():
-        if (target / "recipe.json").read_text() == recipe:
-            return target
-        raise ConfigError(
-            f"{target} holds a city of another recipe; expected {recipe}; "
-            "name another cache folder or delete this one"
-        )
     target.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([seed, 1])
     city = make_city(seed, config.city_m)
@@ -94,7 +133,7 @@ def render_city(seed: int, config: SyntheticConfig, folder: Path) -> Path:
     )
     np.save(target / "canvases.npy", np.stack([degrade(c, rng) for c in canvases]))
     np.save(target / "poses.npy", poses)
-    (target / "recipe.json").write_text(recipe)
+    (target / "recipe.json").write_text(_recipe(seed, config))
     return target
 
 
@@ -128,43 +167,100 @@ class SyntheticPairs:
         cities: rendered cities.
         config: their recipe.
         seed: of the pairs.
+        neighbour_share: share of each batch that are groups of neighbours, see `PhotoOrder`.
+        part: (rank, size): of every batch this process makes the rank-th of `size` equal parts.
+
+    Attributes:
+        mined: `(M, 4)` photos that are mistaken for each other now, or None; batches that are made
+            later draw groups from it, see `PhotoOrder.photos`.
     """
 
-    def __init__(self, cities: Sequence[RenderedCity], config: SyntheticConfig, seed: int) -> None:
-        self.cities, self.config, self.seed = cities, config, seed
+    def __init__(
+        self,
+        cities: Sequence[RenderedCity],
+        config: SyntheticConfig,
+        seed: int,
+        *,
+        neighbour_share: float = 0.0,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.cities, self.config, self.seed, self.part = cities, config, seed, part
         num_photos = sum(len(city.poses) for city in cities)
         if num_photos == 0:
             raise ConfigError("the cities hold no photo; expected data.photos_per_city above 0")
         self.photos = np.array([(c, i) for c, r in enumerate(cities) for i in range(len(r.poses))])
+        position_m = np.concatenate([city.poses[:, :2] for city in cities])
+        self.mined: Int | None = None
+        self.order = PhotoOrder(self.photos[:, 0], position_m, seed, neighbour_share)
 
     def batch(self, step: int, size: int, *, narrow_share: float | None = None) -> Batch:
-        """The batch of one step: every photo once per epoch, in a new order each time."""
-        if size > len(self.photos):
+        """This process's part of the batch of one step.
+
+        Args:
+            step: from 0.
+            size: pairs of the whole batch.
+            narrow_share: share of pinhole photos; the configured one if None.
+        """
+        rank, num_parts = self.part
+        if size % num_parts:
             raise ConfigError(
-                f"train.batch_size is {size}, but the cities hold {len(self.photos)} photos; "
-                "expected at most as many"
+                f"train.batch_size is {size} for {num_parts} processes; expected a multiple of "
+                f"{num_parts}"
             )
-        epoch, start = divmod(step * size, len(self.photos) // size * size)
-        order = np.random.default_rng([self.seed, 2, epoch]).permutation(len(self.photos))
+        photos = self.order.photos(step, size, self.mined)
+        mine = range(rank * size // num_parts, (rank + 1) * size // num_parts)
+        entropy = [[self.seed, 3, step, i] for i in mine]
+        return self._stack(photos[mine.start : mine.stop], entropy, narrow_share)
+
+    def pairs(
+        self, photos: Int, number: tuple[int, int], *, narrow_share: float | None = None
+    ) -> Batch:
+        """Pairs of chosen photos, no part of the training's batches.
+
+        Args:
+            photos: `(B,)` indices of `photos`.
+            number: tells these pairs from others of the same photos.
+            narrow_share: as in `batch`.
+        """
+        entropy = [[self.seed, 5, *number, i] for i in range(len(photos))]
+        return self._stack(photos, entropy, narrow_share)
+
+    def sample(self, step: int, size: int) -> Int:
+        """Up to `size` different photos, chosen by seed and step."""
+        rng = np.random.default_rng([self.seed, 6, step])
+        return rng.choice(len(self.photos), min(size, len(self.photos)), replace=False)
+
+    def batches(
+        self,
+        steps: range,
+        size: int,
+        narrow_shares: Sequence[float],
+        *,
+        num_threads: int = 1,
+    ) -> Iterator[Batch]:
+        """The batches of `steps`, made by threads while the ones before are used.
+
+        `narrow_shares[step]` of a step's photos become pinhole views.
+        """
+        with ThreadPoolExecutor(num_threads) as pool:
+            waiting: deque[Future[Batch]] = deque()
+            for step in steps:
+                job = pool.submit(self.batch, step, size, narrow_share=narrow_shares[step])
+                waiting.append(job)
+                if len(waiting) > num_threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+    def _stack(
+        self, photos: Int, entropy: Sequence[Sequence[int]], narrow_share: float | None
+    ) -> Batch:
         share = self.config.augment.narrow_share if narrow_share is None else narrow_share
         items = [
-            self._pair(self.photos[order[start + i]], [self.seed, 3, step, i], share)
-            for i in range(size)
+            self._pair(self.photos[photo], numbers, share)
+            for photo, numbers in zip(photos, entropy, strict=True)
         ]
         return Batch(*(torch.from_numpy(np.stack(column)) for column in zip(*items, strict=True)))
-
-    def batches(self, steps: range, size: int, narrow_shares: Sequence[float]) -> Iterator[Batch]:
-        """The batches of `steps`, each made while the one before is used."""
-        with ThreadPoolExecutor(1) as pool:
-            waiting = None
-            for step in steps:
-                share = narrow_shares[step]
-                following = pool.submit(self.batch, step, size, narrow_share=share)
-                if waiting is not None:
-                    yield waiting.result()
-                waiting = following
-            if waiting is not None:
-                yield waiting.result()
 
     def _pair(
         self, chosen: NDArray[np.int64], entropy: Sequence[int], narrow_share: float
@@ -216,7 +312,7 @@ class SyntheticPairs:
         Returns:
             Chip, validity, the camera from the chip's centre, the chip's centre in the city.
         """
-        gsd, size = self.config.gsd, 256
+        gsd, size = self.config.gsd, CHIP_PX
         reach = size * gsd / 4
         height, width = aerial.shape[:2]
         left = round((x_m + rng.uniform(-reach, reach)) / gsd) - size // 2

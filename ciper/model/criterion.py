@@ -40,20 +40,27 @@ class Criterion(nn.Module):
         self.config = config
 
     def forward(
-        self, network: Network, batch: Batch, generator: torch.Generator
+        self,
+        network: Network,
+        ground: GroundCode,
+        aerial: AerialCode,
+        batch: Batch,
+        generator: torch.Generator,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses and running statistics of one batch.
 
+        It takes codes, not images: who trains with a large batch encodes it piece by piece.
+
         Args:
-            network: encodes the batch.
-            batch: B pairs; photo i was taken in chip i.
+            network: correlates the codes.
+            ground: codes of B photos.
+            aerial: codes of B chips.
+            batch: B pairs; photo i was taken in chip i. Its images are not looked at.
             generator: chooses negatives and jitters windows (on the CPU).
 
         Returns:
             Unweighted scalar losses by name, and detached statistics by name.
         """
-        ground = network.encode_ground(batch.canvas, batch.is_visible)
-        aerial = network.encode_aerial(batch.chip, batch.is_valid)
         is_wrong = wrong_chips(batch)
         volume, negatives = self._coarse_logits(network, ground, aerial, is_wrong, generator)
         losses = {

@@ -1,0 +1,1 @@
+"""The parts of training: recipe, gradients, run, validation, mining, log; torch and numpy only."""

@@ -1,0 +1,183 @@
+"""The recipe of a run: its settings, and the network, criterion and optimiser made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ciper.config import to_dict
+from ciper.data.synthetic import TEST_SEEDS, SyntheticConfig
+from ciper.errors import ConfigError
+from ciper.model.criterion import Criterion, CriterionConfig
+from ciper.model.network import Network, NetworkConfig
+from ciper.model.paper import PaperConfig, PaperNetwork
+from ciper.model.set_criterion import SetCriterion, SetCriterionConfig, SetLossWeights
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of `Criterion`'s losses."""
+
+    retrieval: float = 0.3
+    coarse: float = 1.0
+    fine: float = 0.5
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Schedule, optimiser, and what a step is made of.
+
+    The learning rate rises over `warmup_steps` and falls to 0 along a cosine at `num_steps`.
+    `narrow_share` (start, end) ramps over the run how many photos become pinhole views. With
+    `stop_at` the run ends early, at that step, as if it were interrupted: it can go on later, also
+    with other settings.
+
+    A step takes `accumulate` batches of `batch_size` pairs and averages their gradients. Photos
+    are held against all chips of their own batch; `micro_batch` pairs are encoded at a time, so
+    that a batch need not fit into memory (same gradients, encoded twice; None: all at once).
+
+    A share `neighbour_share` of the batch are groups of pairs whose chips look alike: neighbours
+    in their city and, when every `mine_every` steps (0: never) the chips of `mine_photos` photos
+    are ranked by the current weights, photos with the wrong chips that they are mistaken for.
+
+    `ema_decay` above 0 keeps a moving average of the weights, which is then what is validated and
+    used. Every `validate_every` steps (0: never) `validate_pairs` pairs of the validation cities
+    are scored; after `patience` validations without a better one (0: no limit) the run ends.
+    """
+
+    num_steps: int = 3000
+    batch_size: int = 32
+    micro_batch: int | None = None
+    accumulate: int = 1
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    warmup_steps: int = 150
+    max_grad_norm: float = 1.0
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    ema_decay: float = 0.0
+    narrow_share: tuple[float, float] = (0.1, 0.5)
+    neighbour_share: float = 0.0
+    mine_every: int = 0
+    mine_photos: int = 1024
+    validate_every: int = 0
+    validate_pairs: int = 512
+    patience: int = 0
+    num_loaders: int = 1
+    save_every: int = 200
+    stop_at: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulate", "num_loaders", "save_every", "validate_pairs"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name} is {getattr(self, name)}; expected 1 or more")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ConfigError(
+                f"train.micro_batch is {self.micro_batch}; expected 1 or more, or none"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"train.ema_decay is {self.ema_decay}; expected 0 (off) to below 1")
+        if not 0 <= self.neighbour_share <= 1:
+            raise ConfigError(f"train.neighbour_share is {self.neighbour_share}; expected 0 to 1")
+        if self.mine_every and not self.neighbour_share:
+            raise ConfigError(
+                f"train.mine_every is {self.mine_every}, but train.neighbour_share is 0; expected "
+                "the share of the batch that mined pairs may take: set train.neighbour_share"
+            )
+        if self.patience and not self.validate_every:
+            raise ConfigError(
+                f"train.patience is {self.patience}, but train.validate_every is 0; expected how "
+                "often to validate: set train.validate_every"
+            )
+
+    @property
+    def last_step(self) -> int:
+        """Where the run ends, or stops for now."""
+        return self.num_steps if self.stop_at is None else min(self.num_steps, self.stop_at)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The whole recipe of a run.
+
+    `model` chooses the network: ours (`network`, `criterion`, `loss`) or the paper's (`paper`,
+    `set_criterion`, `set_loss`). `cache` keeps the rendered cities; `init` is where the weights
+    start from: "random" (or none), "stem" or a file, see `model.pretrained.initialise`.
+    """
+
+    model: Literal["ciper", "paper"] = "ciper"
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    paper: PaperConfig = field(default_factory=PaperConfig)
+    data: SyntheticConfig = field(default_factory=SyntheticConfig)
+    criterion: CriterionConfig = field(default_factory=CriterionConfig)
+    set_criterion: SetCriterionConfig = field(default_factory=SetCriterionConfig)
+    loss: LossWeights = field(default_factory=LossWeights)
+    set_loss: SetLossWeights = field(default_factory=SetLossWeights)
+    train: OptimConfig = field(default_factory=OptimConfig)
+    cache: str = "cache/synthetic"
+    init: str | None = None
+
+    def __post_init__(self) -> None:
+        for seed in (*self.data.training_seeds, *self.data.validation_seeds):
+            if seed in TEST_SEEDS:
+                raise ConfigError(
+                    f"city {seed} is among those to train or validate on, but is a test city "
+                    f"({TEST_SEEDS[0]} to {TEST_SEEDS[-1]}); expected others: set data.first_seed"
+                )
+        if self.train.validate_every and not self.data.validation_cities:
+            raise ConfigError(
+                f"train.validate_every is {self.train.validate_every}, but there is no city to "
+                "validate on; expected some: set data.validation_cities"
+            )
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """The weight of every loss of the configured criterion, by name."""
+        return to_dict(self.loss if self.model == "ciper" else self.set_loss)
+
+
+def make_network(config: TrainConfig) -> nn.Module:
+    """The configured network, with random weights."""
+    if config.model == "paper":
+        return PaperNetwork(config.paper)
+    return Network(config.network)
+
+
+def make_criterion(config: TrainConfig) -> nn.Module:
+    """The configured network's objective; its losses are those of `TrainConfig.loss_weights`."""
+    if config.model == "paper":
+        return SetCriterion(config.set_criterion)
+    return Criterion(config.criterion)
+
+
+def make_optimiser(network: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW; vectors and scalars (norms, biases, scales) are not decayed."""
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    free = [p for p in network.parameters() if p.ndim <= 1]
+    return torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": free, "weight_decay": 0.0},
+        ],
+        lr=config.lr,
+        betas=(0.9, 0.98),
+    )
+
+
+def learning_rate(step: int, config: OptimConfig) -> float:
+    """Linear warm-up, then half a cosine to 0."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def narrow_shares(config: OptimConfig) -> Sequence[float]:
+    """The share of pinhole photos at every step: a straight ramp."""
+    first, last = config.narrow_share
+    return [first + (last - first) * i / max(1, config.num_steps) for i in range(config.num_steps)]
