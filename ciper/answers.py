@@ -4,7 +4,8 @@ An answer is what ``ciper localize --json`` promises for one photo: photo, lat, 
 radius_50_m, radius_90_m, heading_sigma_deg, confidence, crs, x_m, y_m, hypotheses and seconds; and
 besides ``camera`` (its projection, or "assumed"), ``in_gallery_prob`` and ``outcome``. With the
 outcome "not_in_gallery" the position and heading are null: nobody takes a guess for a place by
-mistake. The hypotheses are listed all the same.
+mistake. The hypotheses are listed all the same. Every heading is null if the model knows nothing
+of headings.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from ciper.gallery.store import ChipTable
+    from ciper.geo import Pose
     from ciper.localize import Localization
     from ciper.posterior import Hypothesis
 
@@ -35,16 +38,17 @@ def answer_of(found: Localization, chips: ChipTable, *, num_hypotheses: int = 5)
         num_hypotheses: How many of the best to list.
     """
     posterior = found.posterior
+    sigma_deg = posterior.heading_sigma_deg if _says_heading(found) else None
     best = posterior.hypotheses[:num_hypotheses]
     pose = found.pose if found.is_in_gallery else None
     return {
         "photo": found.photo,
         "lat": pose and pose.lat,
         "lon": pose and pose.lon,
-        "heading_deg": pose and pose.heading_deg,
+        "heading_deg": pose and _heading_deg(found, pose),
         "radius_50_m": posterior.radius_m(0.5),
         "radius_90_m": posterior.radius_m(0.9),
-        "heading_sigma_deg": posterior.heading_sigma_deg,
+        "heading_sigma_deg": sigma_deg,
         "confidence": found.confidence,
         "crs": found.crs,
         "x_m": pose and found.x_m,
@@ -62,10 +66,18 @@ def _hypothesis(found: Localization, hypothesis: Hypothesis, chips: ChipTable) -
     return {
         "lat": pose.lat,
         "lon": pose.lon,
-        "heading_deg": pose.heading_deg,
+        "heading_deg": _heading_deg(found, pose),
         "prob": hypothesis.prob,
         "chip": chips.ids[int(found.chips[hypothesis.chip])],
     }
+
+
+def _heading_deg(found: Localization, pose: Pose) -> float | None:
+    return pose.heading_deg if _says_heading(found) else None
+
+
+def _says_heading(found: Localization) -> bool:
+    return math.isfinite(found.posterior.heading_sigma_deg)
 
 
 def format_answers(answers: Sequence[Answer], form: Form) -> str:
@@ -87,9 +99,10 @@ def _line(answer: Answer) -> str:
             f"{answer['photo']}: not in this gallery "
             f"(probability of being in it {answer['in_gallery_prob']:.2f}{guess}, {confidence})"
         )
+    heading_deg = answer["heading_deg"]
+    heading = "heading unknown" if heading_deg is None else f"heading {heading_deg:.1f} deg"
     return (
-        f"{answer['photo']}: {answer['lat']:.7f}, {answer['lon']:.7f}, "
-        f"heading {answer['heading_deg']:.1f} deg, "
+        f"{answer['photo']}: {answer['lat']:.7f}, {answer['lon']:.7f}, {heading}, "
         f"90 % within {answer['radius_90_m']:.1f} m, {confidence}"
     )
 

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from ciper.checkpoint import load_checkpoint
 from ciper.city.parts import CITY_VERSION
 from ciper.data.poses import PhotoPose, read_poses
-from ciper.errors import OutputError
+from ciper.errors import ConfigError, OutputError
 from ciper.index import build_index
 from ciper.localize import (
     CONFIDENT_WITHIN_M,
@@ -28,8 +29,7 @@ from ciper.localize import (
     posterior_of,
 )
 from ciper.model.load import Calibration, Model, export_weights, load_model
-from ciper.model.network import GroundCode
-from ciper.posterior import COARSE_M
+from ciper.model.model import PhotoCode
 from ciper.simulate import SimulateConfig, simulate
 
 Float = NDArray[np.floating[Any]]
@@ -99,6 +99,12 @@ def calibrate(
         The calibration that was written.
     """
     config = config or CalibrateConfig()
+    _, header = load_checkpoint(checkpoint)
+    if header.get("config", {}).get("model", "ciper") != "ciper":
+        raise ConfigError(
+            f"{checkpoint} holds a network of set prediction; expected one whose evidence is "
+            'correlated (model = "ciper"): its spread stands under "calibration" in its header'
+        )
     if out.exists() and checkpoint.resolve() == out.resolve():
         raise OutputError(f"{out} is the checkpoint itself; expected another file for the weights")
     # Fit what will be used, the float16 weights; `out` is touched when all is done.
@@ -246,7 +252,7 @@ def posterior_case(localizer: Localizer, photo: PhotoPose) -> Case:
         posterior = posterior_of(found.evidence, found.places, calibration)
         density.append(posterior.log_density(x_m, y_m))
         level.append(posterior.highest_density_level(x_m, y_m))
-    area_m2 = found.evidence.coarse[:, 0].size * COARSE_M**2
+    area_m2 = found.evidence.coarse[:, 0].size * found.places.coarse_m**2
     return Case(np.array(density), np.array(level), area_m2)
 
 
@@ -257,5 +263,5 @@ def answer(localizer: Localizer, photo: PhotoPose) -> tuple[tuple[float, ...], f
     return features, float(np.hypot(posterior.mode.x_m - x_m, posterior.mode.y_m - y_m))
 
 
-def _code(localizer: Localizer, photo: PhotoPose) -> GroundCode:
+def _code(localizer: Localizer, photo: PhotoPose) -> PhotoCode:
     return localizer.read(photo.photo, camera=photo.camera_overrides).code

@@ -124,8 +124,12 @@ def index(
     rasters: Annotated[list[str], typer.Argument(metavar="RASTER...", help="Files or globs.")],
     out: Annotated[Path, typer.Option(help="Gallery folder to write.")],
     model: Model = "ground",
-    chip_m: Annotated[float, typer.Option(help="Side of a chip.")] = 128.0,
-    stride_m: Annotated[float, typer.Option(help="Distance between chips.")] = 64.0,
+    chip_m: Annotated[
+        float | None, typer.Option(help="Side of a chip; the model's, 128 of the shipped one.")
+    ] = None,
+    stride_m: Annotated[
+        float | None, typer.Option(help="Distance between chips; half of their side.")
+    ] = None,
     append: Annotated[bool, typer.Option("--append", help="Add to a finished gallery.")] = False,
     device: Device = None,
     threads: Threads = None,
@@ -139,7 +143,8 @@ def index(
     options = IndexOptions(chip_m=chip_m, stride_m=stride_m, append=append)
     with _progress_bar() as progress:
         encoder = load_model(model, device)
-        encoder.check_grid(chip_m=chip_m, stride_m=stride_m)
+        chip_m = encoder.chip_m if chip_m is None else chip_m
+        encoder.check_grid(chip_m=chip_m, stride_m=chip_m / 2 if stride_m is None else stride_m)
         report = build_index(rasters, out, encoder, options, partial(progress, "chips"))
     _note(
         f"{report.path}: {report.num_chips} chips of {report.num_rasters} rasters, "
@@ -216,6 +221,7 @@ def localize(
     if answers or stop is None:
         typer.echo(format_answers(answers, form), nl=False)
     _note_assumed_cameras(answers)
+    _note_unknown_headings(answers)
     _note_misread(misread)
     for problem in problems:
         _note_error(problem)
@@ -317,6 +323,43 @@ def train(
 
 
 @app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="MODEL.pth", help="A released checkpoint.")],
+    out: Annotated[Path, typer.Argument(metavar="MODEL.safetensors", help="Weights to write.")],
+    dataset: Annotated[
+        str, typer.Option(metavar="vigor|kitti|ford", help="What it was trained on.")
+    ],
+    gsd: Annotated[
+        float | None,
+        typer.Option(metavar="M", help="Of the data set's chips, if not as published."),
+    ] = None,
+    verify: Annotated[
+        Path | None,
+        typer.Option(metavar="EXPECTED.safetensors", help="Inputs and outputs to compare with."),
+    ] = None,
+    device: Device = None,
+    threads: Threads = None,
+    seed: Seed = 0,
+) -> None:
+    """Turn a checkpoint of the authors' code into weights that every verb takes."""
+    # It computes on the CPU, but a wrong name of a device is still wrong.
+    _set_up(device, threads)
+    from ciper.convert import LARGEST_DIFFERENCE
+    from ciper.convert import convert as run
+
+    made = run(source, out, dataset, gsd=gsd, verify=verify)
+    for name, value in made.differences.items():
+        typer.echo(f"{name}: largest difference {value:.2e}")
+    if not made.is_right:
+        _note(f"error: a difference is above {LARGEST_DIFFERENCE:g}; {out} was not written")
+        raise typer.Exit(1)
+    _note(
+        f"wrote {out}: {made.num_parameters:,} parameters, chips of {made.config.side_m:g} m at "
+        f"{made.config.gsd:.4g} m/px"
+    )
+
+
+@app.command()
 def calibrate(
     checkpoint: Annotated[Path, typer.Argument(help="RUN/checkpoint.safetensors, or weights.")],
     out: Annotated[Path, typer.Option(help="Weights file to write.")],
@@ -415,9 +458,13 @@ def _progress_bar() -> Iterator[Progress]:
     def update(what: str, done: int, total: int) -> None:
         # Started with the first news: a verb that fails at once leaves its one line and no more.
         display.start()
-        if what not in tasks:
-            tasks[what] = display.add_task(what, total=total)
-        display.update(tasks[what], completed=done, total=total)
+        # "training | 41 pairs/s": one bar, whose note changes.
+        name = what.partition(" | ")[0]
+        if name not in tasks:
+            tasks[name] = display.add_task(name, total=total)
+        display.update(
+            tasks[name], description=what.replace(" | ", ", "), completed=done, total=total
+        )
 
     try:
         yield update
@@ -432,6 +479,14 @@ def _note_assumed_cameras(answers: Sequence[Answer]) -> None:
         _note(
             f"note: {num_assumed} of {len(answers)} photos do not tell their field of view; "
             "assumed 60 to 90 deg, --hfov DEG would make the answers sharper"
+        )
+
+
+def _note_unknown_headings(answers: Sequence[Answer]) -> None:
+    if any(answer.get("heading_sigma_deg", 0.0) is None for answer in answers):
+        _note(
+            "warning: this model says nothing of headings, they are null; it takes the middle of a "
+            "panorama for north unless --heading DEG,SIGMA says where it looks"
         )
 
 
@@ -450,3 +505,56 @@ def _note_error(error: CiperError) -> None:
 
 def _note(line: str) -> None:
     typer.echo(line, err=True)
+
+
+# -------------------------------------------------------------------------------------- benchmarks
+
+benchmarks = typer.Typer(no_args_is_help=True, help="Measure accuracy.")
+app.add_typer(benchmarks, name="benchmark")
+
+
+@benchmarks.callback()
+def _benchmark() -> None:
+    """Measure CIPER itself."""
+
+
+@benchmarks.command()
+def accuracy(
+    out: Annotated[Path, typer.Option(metavar="REPORT", help="Folder, new or to go on with.")],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Tiny: proves the command, not the conclusions.")
+    ] = False,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="a,b,...",
+            help="Parts: a decoder, b tokens, c joint "
+            "training, d field of view, e change and occlusion.",
+        ),
+    ] = None,
+    pairs: Annotated[int | None, typer.Option(min=1, help="Pairs of a training.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions of a training.")] = None,
+    model: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="The weights that d and e evaluate.")
+    ] = "ground",
+    cache: Annotated[Path, typer.Option(help="Keeps the rendered cities.")] = Path(
+        "cache/synthetic"
+    ),
+    max_minutes: Annotated[
+        float | None, typer.Option(min=0, help="Stop then; the same command goes on.")
+    ] = None,
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Train and evaluate what the accuracy tables show; goes on after an interruption."""
+    device = _set_up(device, threads)
+    from ciper.benchmark import AccuracyOptions, parse_parts, study_config
+    from ciper.benchmark import accuracy as run
+
+    config = study_config(device, is_quick=quick, num_pairs=pairs, num_seeds=seeds)
+    options = AccuracyOptions(config, parse_parts(only), model, device, cache, max_minutes)
+    with _progress_bar() as progress:
+        result = run(out, options, progress=progress)
+    if result.num_missing:
+        _note(f"{result.num_missing} cells are missing so far; the same command goes on with them")
+    _note(f"wrote {result.report}")

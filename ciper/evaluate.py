@@ -24,14 +24,13 @@ from ciper.data.photos import find_photos
 from ciper.data.poses import PhotoPose, read_poses
 from ciper.errors import CameraError, ConfigError, PhotoError
 from ciper.geo import LocalFrame
-from ciper.localize import Localizer, Match
+from ciper.localize import Localization, Localizer, Match
 from ciper.model.load import Model
-from ciper.model.matcher import match
+from ciper.model.model import ChipFeatures
 from ciper.posterior import Places, Posterior
 from ciper.prior import Near, Prior
 from ciper.report import Evaluation, replaced_folder, write_report
 from ciper.scoring import (
-    CENTRAL_HALF_M,
     EvaluateOptions,
     Found,
     Query,
@@ -95,14 +94,19 @@ def evaluate(
         _rank(localizer, queries)
         _ask_in_chips(localizer, queries, seed, progress)
         chips = localizer.gallery.chips
-        setting = Setting(Places.around(chips.lat, chips.lon), options, seed)
+        places = Places.around(chips.lat, chips.lon, chip_m=localizer.model.chip_m)
+        setting = Setting(places, options, seed)
         figures = {**_described(localizer, spec, seed), **figures_of(queries, setting)}
         foreign_confidence, problems = _confidence_of(localizer, foreign, progress)
         if foreign:
             figures["foreign"] = foreign_figures(
                 queries, foreign_confidence, num_unreadable=len(problems)
             )
-        figures["warnings"] = [*_warnings_of(queries), *_warnings_of_foreign(problems, foreign)]
+        figures["warnings"] = [
+            *_warnings_of(queries),
+            *_warnings_of_model(localizer),
+            *_warnings_of_foreign(problems, foreign),
+        ]
         figures["seconds"] = time.perf_counter() - started
         figures = metrics.finite_or_none(figures)
         text = json.dumps(figures, indent=2, allow_nan=False) + "\n"
@@ -152,6 +156,15 @@ def _warnings_of(queries: Sequence[Query]) -> list[str]:
     return warnings
 
 
+def _warnings_of_model(localizer: Localizer) -> list[str]:
+    if localizer.model.says_heading:
+        return []
+    return [
+        f"the model {localizer.model.model_name!r} says nothing of headings; the middle of each "
+        "panorama is taken for north, and figures of heading are left out"
+    ]
+
+
 def _warnings_of_foreign(problems: Sequence[str], poses: Sequence[PhotoPose]) -> list[str]:
     if not problems:
         return []
@@ -194,9 +207,7 @@ def _ask(
 def _ask_everywhere(localizer: Localizer, query: Query) -> None:
     assert query.encoded is not None
     found = localizer.answer(query.encoded)
-    query.whole = _held_against(
-        query.pose, found.posterior, found.confidence, found.features, found.seconds
-    )
+    query.whole = _answer_of(query.pose, found)
     score = np.full(len(localizer.gallery), -np.inf)
     score[found.chips] = found.chip_evidence
     true = [query.true_chip]
@@ -218,23 +229,21 @@ def _ask_near(
     near = Near(float(lat), float(lon), radius_m)
     if len(localizer.gallery.chips_within(lat=near.lat, lon=near.lon, radius_m=near.reach_m)):
         found = localizer.answer(query.encoded, near=near)
-        query.near = _held_against(
-            query.pose, found.posterior, found.confidence, found.features, found.seconds
-        )
+        query.near = _answer_of(query.pose, found)
 
 
 def _ask_in_chips(
     localizer: Localizer, queries: Sequence[Query], seed: int, progress: Progress
 ) -> None:
     """Look for every photo in one chip that holds its camera uniformly in its central half."""
-    header = localizer.gallery.header
+    header, half_m = localizer.gallery.header, localizer.model.chip_m / 4
     num_done = 0
     for numbers in _batches(len(queries), CHIPS_AT_ONCE):
         asked = [i for i in numbers if queries[i].encoded is not None and queries[i].true_chip >= 0]
         places, pixels, valid = [], [], []
         for i in asked:
             query, rng = queries[i], np.random.default_rng([seed, 0, i])
-            dx, dy = rng.uniform(-CENTRAL_HALF_M, CENTRAL_HALF_M, 2).tolist()
+            dx, dy = rng.uniform(-half_m, half_m, 2).tolist()
             frame = LocalFrame(lat=query.pose.lat, lon=query.pose.lon)
             lat, lon = frame.to_geographic(x=[-dx], y=[-dy])
             size_px = localizer.model.chip_px
@@ -242,7 +251,7 @@ def _ask_in_chips(
                 lat=float(lat[0]), lon=float(lon[0]), size_px=size_px, gsd=header.gsd
             )
             query.chip_offset_m = (dx, dy)
-            places.append(Places.around(lat, lon))
+            places.append(Places.around(lat, lon, chip_m=localizer.model.chip_m))
             pixels.append(rgb)
             valid.append(is_valid)
         if asked:
@@ -263,17 +272,18 @@ def _match_in_chips(
     for i, (query, place) in enumerate(zip(queries, places, strict=True)):
         assert query.encoded is not None
         started = time.perf_counter()
-        fine = torch.from_numpy(codes.fine[i : i + 1]).to(model.device)
-        evidence = match(
-            model.network,
-            query.encoded.code,
-            torch.from_numpy(codes.coarse[i : i + 1]).to(model.device, torch.bfloat16),
-            lambda used, fine=fine: fine[torch.from_numpy(used)],  # type: ignore[misc]
-        )
-        posterior, features = localizer.judge(Match(np.array([-1]), place, Prior(place), evidence))
-        confidence = localizer.confidence(features)
+        features = ChipFeatures.of_codes(codes[i : i + 1], model.device)
+        evidence = model.match(query.encoded.code, features)
+        posterior, judged = localizer.judge(Match(np.array([-1]), place, Prior(place), evidence))
+        confidence = localizer.confidence(judged)
         seconds = time.perf_counter() - started
-        query.in_chip = _held_against(query.pose, posterior, confidence, features, seconds)
+        query.in_chip = _held_against(query.pose, posterior, confidence, judged, seconds)
+
+
+def _answer_of(truth: PhotoPose, answer: Localization) -> Found:
+    return _held_against(
+        truth, answer.posterior, answer.confidence, answer.features, answer.seconds
+    )
 
 
 def _held_against(
@@ -291,7 +301,7 @@ def _held_against(
         y_m=float(y_m),
         lat=pose.lat,
         lon=pose.lon,
-        heading_deg=pose.heading_deg,
+        heading_deg=pose.heading_deg if posterior.says_heading else np.nan,
         confidence=confidence,
         in_gallery_prob=1.0 - posterior.outside_prob,
         features=features,
@@ -301,6 +311,7 @@ def _held_against(
         radius_90_m=posterior.radius_m(0.9),
         heading_sigma_deg=posterior.heading_sigma_deg,
         seconds=seconds,
+        says_heading=posterior.says_heading,
     )
 
 

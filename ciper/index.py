@@ -69,10 +69,13 @@ class AerialEncoder(Protocol):
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """How to index: the grid, the sizes of batches and files, whether to add to a gallery."""
+    """How to index: the grid, the sizes of batches and files, whether to add to a gallery.
 
-    chip_m: float = 128.0
-    stride_m: float = 64.0
+    Chips are as large as the model's if they are not told, and half of that apart.
+    """
+
+    chip_m: float | None = None
+    stride_m: float | None = None
     append: bool = False
     batch_size: int = 32
     shard_chips: int = 256
@@ -160,7 +163,7 @@ def build_index(
     if not shards and known is None:
         raise RasterError(
             f"no chip of {len(all_rasters)} raster(s) holds imagery; expected at least "
-            f"{MIN_VALID_FRACTION:.0%} valid pixels in a {options.stride_m:g} m square. "
+            f"{MIN_VALID_FRACTION:.0%} valid pixels in a {header.stride_m:g} m square. "
             "Check nodata."
         )
     manifest = writer.finish(_superseding(known, shards, writer), all_rasters)
@@ -168,16 +171,18 @@ def build_index(
 
 
 def _header(encoder: AerialEncoder, options: IndexOptions) -> GalleryHeader:
+    chip_m = encoder.chip_px * encoder.gsd if options.chip_m is None else options.chip_m
+    stride_m = chip_m / 2 if options.stride_m is None else options.stride_m
     header = GalleryHeader(
         model_name=encoder.model_name,
         model_hash=encoder.model_hash,
-        chip_m=float(options.chip_m),
-        stride_m=float(options.stride_m),
+        chip_m=float(chip_m),
+        stride_m=float(stride_m),
         gsd=float(encoder.gsd),
     )
     if header.grid.chip_px != encoder.chip_px:
         raise ConfigError(
-            f"chip_m={options.chip_m:g} is {header.grid.chip_px} px of {encoder.gsd:g} m; model "
+            f"chip_m={chip_m:g} is {header.grid.chip_px} px of {encoder.gsd:g} m; model "
             f"{encoder.model_name!r} expects {encoder.chip_px} px: "
             f"use --chip-m {encoder.chip_px * encoder.gsd:g}."
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,27 +14,16 @@ import pyproj
 import torch
 from numpy.typing import NDArray
 
-from ciper.camera import (
-    Camera,
-    CameraOverrides,
-    assumed_cameras,
-    camera_from_metadata,
-)
-from ciper.data.preprocess import canvas_spec_for, read_photo, to_canvas
+from ciper.camera import Camera, CameraOverrides, camera_from_metadata
+from ciper.data.preprocess import read_photo
 from ciper.errors import GalleryError
 from ciper.gallery.store import Gallery
 from ciper.geo import LocalFrame, Pose
 from ciper.metadata import PhotoMetadata, read_metadata
-from ciper.model.load import Model, load_model
-from ciper.model.matcher import Evidence, match
-from ciper.model.network import GroundCode
-from ciper.posterior import (
-    NUM_COARSE,
-    Hypothesis,
-    Places,
-    Posterior,
-    Refinement,
-)
+from ciper.model.load import Calibration, Model, load_model
+from ciper.model.matcher import Evidence
+from ciper.model.model import ChipFeatures, PhotoCode
+from ciper.posterior import Hypothesis, Places, Posterior, Refinement
 from ciper.prior import Heading, Near, Prior
 
 Float = NDArray[np.floating[Any]]
@@ -62,7 +51,7 @@ class EncodedPhoto:
     photo: str
     camera: Camera
     metadata: PhotoMetadata
-    code: GroundCode
+    code: PhotoCode
     seconds: float
 
 
@@ -127,6 +116,11 @@ class Localization:
         """Whether "not in this gallery" is the less probable outcome."""
         return self.posterior.outside_prob <= NOT_IN_GALLERY_ABOVE
 
+    @property
+    def says_heading(self) -> bool:
+        """Whether headings mean anything: some models know nothing of them."""
+        return self.posterior.says_heading
+
     def hypothesis_pose(self, hypothesis: Hypothesis) -> Pose:
         """A hypothesis on the globe."""
         return self.posterior.places.pose(hypothesis)
@@ -180,10 +174,22 @@ class Localizer:
             PhotoError, CameraError: the photo cannot be used.
             GalleryError: no chip lies near the prior.
         """
-        return self.answer(self.read(photo, camera=camera), near=near, heading=heading)
+        encoded = self.read(photo, camera=camera, heading=heading)
+        return self.answer(encoded, near=near, heading=heading)
 
-    def read(self, photo: str | Path, *, camera: CameraOverrides | None = None) -> EncodedPhoto:
+    def read(
+        self,
+        photo: str | Path,
+        *,
+        camera: CameraOverrides | None = None,
+        heading: Heading | None = None,
+    ) -> EncodedPhoto:
         """Reads and encodes a photo.
+
+        Args:
+            photo: path of an image.
+            camera: what is known of the camera beyond the photo's metadata.
+            heading: where it looked; only a model that `wants_north` looks at it here.
 
         Raises:
             PhotoError, CameraError: the photo cannot be used.
@@ -191,7 +197,7 @@ class Localizer:
         started = time.perf_counter()
         pixels, metadata = read_photo(photo), read_metadata(photo)
         lens = camera_from_metadata(metadata, size_px=pixels.shape[:2], overrides=camera)
-        code = self.encode(pixels, lens)
+        code = self.encode(pixels, lens, heading=heading)
         return EncodedPhoto(str(photo), lens, metadata, code, time.perf_counter() - started)
 
     def answer(
@@ -223,22 +229,21 @@ class Localizer:
             seconds=photo.seconds + time.perf_counter() - started,
         )
 
-    def encode(self, pixels: NDArray[np.uint8], camera: Camera) -> GroundCode:
+    def encode(
+        self, pixels: NDArray[np.uint8], camera: Camera, *, heading: Heading | None = None
+    ) -> PhotoCode:
         """Codes of a photo: one, or one per field of view that it may have."""
-        spec = canvas_spec_for(camera, self.model.canvas)
-        views = [to_canvas(pixels, c, spec=spec) for c in assumed_cameras(camera)]
-        return self.model.encode_photos(
-            np.stack([canvas for canvas, _ in views]), np.stack([seen for _, seen in views])
-        )
+        heading_deg = None if heading is None else heading.heading_deg
+        return self.model.encode_photos(*self.model.views(pixels, camera, heading_deg=heading_deg))
 
     def posterior(
-        self, code: GroundCode, *, near: Near | None = None, heading: Heading | None = None
+        self, code: PhotoCode, *, near: Near | None = None, heading: Heading | None = None
     ) -> tuple[Posterior, tuple[float, ...]]:
         """The posterior of an encoded photo over the gallery, and what its confidence rests on."""
         return self.judge(self.match(code, near=near, heading=heading))
 
     def match(
-        self, code: GroundCode, *, near: Near | None = None, heading: Heading | None = None
+        self, code: PhotoCode, *, near: Near | None = None, heading: Heading | None = None
     ) -> Match:
         """Evidence of an encoded photo over the gallery's candidates.
 
@@ -247,13 +252,11 @@ class Localizer:
         """
         chips = self.candidates(code, near)
         table = self.gallery.chips
-        places = Places.around(table.lat[chips], table.lon[chips])
+        places = Places.around(table.lat[chips], table.lon[chips], chip_m=self.model.chip_m)
         prior = Prior(places, near, heading)
-        evidence = match(
-            self.model.network,
+        evidence = self.model.match(
             code,
-            self._coarse_maps(chips),
-            lambda used: torch.from_numpy(self.gallery.fine[chips[used]]).to(self.model.device),
+            self._features(chips),
             has_imagery=self._has_imagery[chips],
             log_prior=prior.on_coarse_cells,
         )
@@ -274,7 +277,7 @@ class Localizer:
         """Probability that the answer lies within 5 m of the truth, and so in the gallery."""
         return logistic(self.model.calibration.confidence, features)
 
-    def candidates(self, code: GroundCode, near: Near | None) -> NDArray[np.int64]:
+    def candidates(self, code: PhotoCode, near: Near | None) -> NDArray[np.int64]:
         """The chips that the photo is matched with: all, those near the prior, or a shortlist."""
         chips = np.arange(len(self.gallery))
         if near is not None:
@@ -292,12 +295,20 @@ class Localizer:
         return np.sort(chips)
 
     def retrieve(
-        self, code: GroundCode, num_chips: int, *, chips: NDArray[np.int64] | None = None
+        self, code: PhotoCode, num_chips: int, *, chips: NDArray[np.int64] | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.floating[Any]]]:
         """The chips most similar to a photo by descriptor, best first, and their similarity."""
         queries = code.descriptor.float().mean(0, keepdim=True).cpu().numpy()
         found, similarity = self.gallery.index.search(queries, num_chips, chips=chips)
         return found[0], similarity[0]
+
+    def _features(self, chips: NDArray[np.int64]) -> ChipFeatures:
+        gallery, device = self.gallery, self.model.device
+        return ChipFeatures(
+            read_descriptors=lambda: gallery.descriptors[chips],
+            read_coarse=lambda: self._coarse_maps(chips),
+            read_fine=lambda used: torch.from_numpy(gallery.fine[chips[used]]).to(device),
+        )
 
     def _coarse_maps(self, chips: NDArray[np.int64]) -> torch.Tensor:
         """Coarse maps of chips: of a small gallery all are kept, 32 KiB a chip."""
@@ -313,11 +324,8 @@ class Localizer:
 
     @cached_property
     def _has_imagery(self) -> NDArray[np.bool_]:
-        """`(R, 16, 16)` coarse cells that hold imagery: a descriptor is NaN where there is none."""
-        is_there = np.isfinite(np.asarray(self.gallery.descriptors[:])[:, :, 0])
-        side = round(is_there.shape[1] ** 0.5)
-        cells = is_there.reshape(-1, side, side)
-        return cells.repeat(NUM_COARSE // side, axis=1).repeat(NUM_COARSE // side, axis=2)
+        """`(R, 16, 16)` coarse cells of all chips that hold imagery."""
+        return self.model.cells_with_imagery(self._features(np.arange(len(self.gallery))))
 
     def _in_raster_crs(self, pose: Pose, chip: int) -> tuple[str, float, float]:
         crs = self.gallery.rasters[int(self.gallery.chips.rasters[chip])].crs
@@ -333,9 +341,9 @@ def crs_name(wkt: str) -> str:
     return wkt if authority is None else ":".join(authority)
 
 
-def posterior_of(evidence: Evidence, places: Places, calibration: Any) -> Posterior:
+def posterior_of(evidence: Evidence, places: Places, calibration: Calibration) -> Posterior:
     """Calibrated posterior of a photo's evidence."""
-    return Posterior.from_logits(
+    posterior = Posterior.from_logits(
         places,
         evidence.coarse,
         Refinement(evidence.chip, evidence.heading, evidence.row, evidence.column, evidence.fine),
@@ -344,6 +352,7 @@ def posterior_of(evidence: Evidence, places: Places, calibration: Any) -> Poster
         unrefined_offset=calibration.unrefined_offset,
         floor=calibration.floor,
     )
+    return replace(posterior, says_heading=evidence.says_heading)
 
 
 def confidence_features(

@@ -41,7 +41,7 @@ from ciper.errors import GalleryError, OutputError, RasterError
 from ciper.gallery.store import Gallery
 from ciper.geo import LocalFrame, Pose, forward, wrap_signed_deg
 from ciper.localize import Localization, Localizer
-from ciper.posterior import FINE_M, NUM_FINE, Posterior
+from ciper.posterior import NUM_FINE, Posterior
 
 Float = NDArray[np.floating[Any]]
 Rgb = NDArray[np.uint8]
@@ -121,19 +121,24 @@ class _Scene:
     hypotheses: tuple[_Spot, ...]
     truth: _Spot | None
 
+    @property
+    def heading_deg(self) -> float | None:
+        """Of the answer; None if the model knows nothing of headings."""
+        return self.found.pose.heading_deg if self.found.says_heading else None
+
     @classmethod
     def of(
         cls, found: Localization, gallery: Gallery, *, top: int, truth: Pose | PhotoPose | None
     ) -> _Scene:
         frame = LocalFrame(lat=found.pose.lat, lon=found.pose.lon)
 
-        def spot(pose: Pose | PhotoPose) -> _Spot:
+        def spot(pose: Pose | PhotoPose, heading_deg: float | None) -> _Spot:
             x_m, y_m = frame.to_local(lat=pose.lat, lon=pose.lon)
-            return _Spot(float(x_m), float(y_m), pose.heading_deg)
+            return _Spot(float(x_m), float(y_m), heading_deg)
 
-        best = found.posterior.hypotheses[:top]
-        spots = tuple(spot(found.hypothesis_pose(hypothesis)) for hypothesis in best)
-        return cls(found, gallery, spots, None if truth is None else spot(truth))
+        poses = [found.hypothesis_pose(h) for h in found.posterior.hypotheses[:top]]
+        spots = tuple(spot(p, p.heading_deg if found.says_heading else None) for p in poses)
+        return cls(found, gallery, spots, None if truth is None else spot(truth, truth.heading_deg))
 
     @property
     def posterior(self) -> Posterior:
@@ -163,10 +168,11 @@ def _draw_title(figure: Figure, scene: _Scene) -> None:
     found, posterior = scene.found, scene.posterior
     place = format_position(found.pose)
     if found.is_in_gallery:
-        title, color = f"{place}   heading {found.pose.heading_deg:.1f}°", INK
+        heading = "" if scene.heading_deg is None else f"   heading {scene.heading_deg:.1f}°"
+        title, color = f"{place}{heading}", INK
         spread = (
             f"50 % within {posterior.radius_m(0.5):.1f} m,  90 % within "
-            f"{posterior.radius_m(0.9):.1f} m,  {_heading_text(posterior.heading_sigma_deg)}"
+            f"{posterior.radius_m(0.9):.1f} m,  {_heading_text(scene)}"
         )
     else:
         title, color = "Not in this gallery", WARNING
@@ -181,8 +187,10 @@ def _draw_title(figure: Figure, scene: _Scene) -> None:
     figure.text(0.022, 0.905, line, fontsize=12.5, color=FAINT, va="center")
 
 
-def _heading_text(sigma_deg: float) -> str:
-    return f"heading ± {sigma_deg:.1f}°" if sigma_deg < UNKNOWN_SIGMA_DEG else "heading unknown"
+def _heading_text(scene: _Scene) -> str:
+    sigma_deg = scene.posterior.heading_sigma_deg
+    is_known = scene.heading_deg is not None and sigma_deg < UNKNOWN_SIGMA_DEG
+    return f"heading ± {sigma_deg:.1f}°" if is_known else "heading unknown"
 
 
 def format_position(pose: Pose) -> str:
@@ -194,9 +202,9 @@ def format_position(pose: Pose) -> str:
 def _error_text(scene: _Scene) -> str:
     assert scene.truth is not None
     text = f"off by {scene.truth.distance_m:.1f} m"
-    if scene.truth.heading_deg is None:
+    if scene.truth.heading_deg is None or scene.heading_deg is None:
         return text
-    turn = float(wrap_signed_deg(scene.found.pose.heading_deg - scene.truth.heading_deg))
+    turn = float(wrap_signed_deg(scene.heading_deg - scene.truth.heading_deg))
     return f"{text} and {abs(turn):.1f}°"
 
 
@@ -244,7 +252,7 @@ def _draw_close_up(ax: Axes, scene: _Scene) -> None:
         _circle(inset, scene.posterior.radius_m(level), style)
     for spot, color in (
         (scene.truth, TRUTH),
-        (_Spot(0.0, 0.0, scene.found.pose.heading_deg), ANSWER),
+        (_Spot(0.0, 0.0, scene.heading_deg), ANSWER),
     ):
         if spot is not None and spot.distance_m < half:
             _arrow(inset, spot, 5.0, color=color, width=1.8)
@@ -267,14 +275,14 @@ def _heat_about_answer(posterior: Posterior) -> Float:
     Four times as fine as the places, which lie anywhere in it: their edges are right to 0.25 m.
     """
     num = round(VIEW_M / HEAT_M)
-    mode, places = posterior.mode, posterior.places
+    mode, places, fine_m = posterior.mode, posterior.places, posterior.places.fine_m
     offset = (np.arange(num) + 0.5) * HEAT_M - VIEW_M / 2
     prob = np.zeros((num, num))
-    reach = VIEW_M / 2 + NUM_FINE * FINE_M / 2
+    reach = VIEW_M / 2 + places.half_m
     dx, dy = places.x_m - mode.x_m, places.y_m - mode.y_m
     for chip in np.flatnonzero((np.abs(dx) < reach) & (np.abs(dy) < reach)):
-        columns = np.floor((offset - dx[chip]) / FINE_M + NUM_FINE / 2).astype(int)
-        rows = np.floor(NUM_FINE / 2 - (offset[::-1] - dy[chip]) / FINE_M).astype(int)
+        columns = np.floor((offset - dx[chip]) / fine_m + NUM_FINE / 2).astype(int)
+        rows = np.floor(NUM_FINE / 2 - (offset[::-1] - dy[chip]) / fine_m).astype(int)
         i = np.flatnonzero((rows >= 0) & (rows < NUM_FINE))
         j = np.flatnonzero((columns >= 0) & (columns < NUM_FINE))
         prob[np.ix_(i, j)] = posterior.place_prob[chip][np.ix_(rows[i], columns[j])]
@@ -289,11 +297,12 @@ def _circle(ax: Axes, radius_m: float, style: Any, label: str = "") -> None:
 
 
 def _draw_field_of_view(ax: Axes, scene: _Scene) -> None:
-    camera = scene.found.camera
-    if camera.is_full_circle or camera.pitch_deg < -60 or not scene.found.is_in_gallery:
+    camera, heading_deg = scene.found.camera, scene.heading_deg
+    is_shown = scene.found.is_in_gallery and camera.pitch_deg >= -60
+    if heading_deg is None or camera.is_full_circle or not is_shown:
         return
     for side in (-0.5, 0.5):
-        tip = 38.0 * forward(scene.found.pose.heading_deg + side * camera.hfov_deg)
+        tip = 38.0 * forward(heading_deg + side * camera.hfov_deg)
         ax.plot([0, tip[0]], [0, tip[1]], color=ANSWER, lw=1.3, path_effects=HALO)
 
 
@@ -354,9 +363,9 @@ def _draw_photo(ax: Axes, scene: _Scene, pixels: Rgb) -> None:
     told = f"{camera.hfov_deg:.0f}° wide" + (" (assumed)" if camera.is_assumed else "")
     name = Path(scene.found.photo).name
     ax.set_title(f"{name}   {kind}, {told}", loc="left", fontsize=11, color=FAINT, pad=5)
-    if scene.found.is_in_gallery:
+    if scene.found.is_in_gallery and scene.heading_deg is not None:
         for bearing, label in enumerate(COMPASS):
-            column = _column_of(camera, 45.0 * bearing - scene.found.pose.heading_deg)
+            column = _column_of(camera, 45.0 * bearing - scene.heading_deg)
             if column is not None:
                 _compass_mark(ax, column, height, label)
 
@@ -386,7 +395,7 @@ def _draw_overview(ax: Axes, scene: _Scene) -> None:
     chips = scene.gallery.chips
     x, y = posterior.places.frame.to_local(lat=chips.lat, lon=chips.lon)
     x, y = x - mode.x_m, y - mode.y_m
-    half_chip = NUM_FINE * FINE_M / 2
+    half_chip = posterior.places.half_m
     middle = ((x.min() + x.max()) / 2, (y.min() + y.max()) / 2)
     size = max(np.ptp(x), np.ptp(y)) + 2.5 * half_chip
     extent = (middle[0] - size / 2, middle[0] + size / 2,
@@ -434,7 +443,8 @@ def _draw_hypotheses(ax: Axes, scene: _Scene) -> None:
                 ha="left", va="center", fontsize=10.5, color=FAINT)  # fmt: skip
     rows = zip(scene.posterior.hypotheses, scene.hypotheses[:num_shown], strict=False)
     for i, (hypothesis, spot) in enumerate(rows):
-        texts = (f"{i + 1}", _percent(hypothesis.prob), f"{spot.heading_deg:.0f}°",
+        heading = "" if spot.heading_deg is None else f"{spot.heading_deg:.0f}°"
+        texts = (f"{i + 1}", _percent(hypothesis.prob), heading,
                  f"{spot.distance_m:.0f} m" if i else "")  # fmt: skip
         for x, text in zip(columns, texts, strict=True):
             ax.text(x, 0.93 - 0.072 * i, text, ha="right", va="center", fontsize=11.5, color=INK,

@@ -1,9 +1,9 @@
 """The posterior over camera poses: the one object that everything downstream reads.
 
-It is a piecewise constant density over the central 64 m of R chips. Coarse cells (4 m, 11.25 deg)
-carry mass everywhere; around the best poses fine windows (2 m, 2.8125 deg) take over the mass of
-the coarse cells that they cover. The probability that the camera is in none of the chips is an
-outcome of its own.
+It is a piecewise constant density over the central halves of R chips. Coarse cells (a 32nd of a
+chip's side: 4 m of 128 m; 11.25 deg) carry mass everywhere; around the best poses fine windows
+(half of that, 2.8125 deg) take over the mass of the coarse cells that they cover. The probability
+that the camera is in none of the chips is an outcome of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from ciper.geo import LocalFrame, Pose, wrap_deg, wrap_signed_deg
 Float = NDArray[np.floating[Any]]
 Int = NDArray[np.int64]
 
-COARSE_M, FINE_M = 4.0, 2.0
+COARSE_M = 4.0  # of chips of 128 m; `Places.coarse_m` says it of any
+CELLS_PER_CHIP = 32
 NUM_COARSE, NUM_FINE = 16, 32
 NUM_HEADINGS = 32
 HEADING_STEP_DEG = 360.0 / NUM_HEADINGS
@@ -36,6 +37,7 @@ class Places:
 
     `frame` is one plane for all chips; about a chip's own centre it may be turned against true
     north (cities far apart), so positions enter and leave through the frame of their chip.
+    `coarse_m` is the side of a coarse cell, a 32nd of a chip's side.
     """
 
     frame: LocalFrame
@@ -43,15 +45,26 @@ class Places:
     lon: Float
     x_m: Float
     y_m: Float
+    coarse_m: float = COARSE_M
 
     @classmethod
-    def around(cls, lat: Float, lon: Float) -> Places:
-        """Places in a local frame at the chips' middle."""
+    def around(cls, lat: Float, lon: Float, *, chip_m: float = CELLS_PER_CHIP * COARSE_M) -> Places:
+        """Places in a local frame at the middle of chips whose sides are `chip_m` long."""
         # Counted from the first chip: a city may lie on both sides of the 180th meridian.
         east = float(np.mean(wrap_signed_deg(lon - lon[0])))
         frame = LocalFrame(lat=float(np.mean(lat)), lon=float(wrap_signed_deg(lon[0] + east)))
         x_m, y_m = frame.to_local(lat=lat, lon=lon)
-        return cls(frame, lat, lon, x_m, y_m)
+        return cls(frame, lat, lon, x_m, y_m, chip_m / CELLS_PER_CHIP)
+
+    @property
+    def fine_m(self) -> float:
+        """Side of a fine cell, or place."""
+        return self.coarse_m / 2
+
+    @property
+    def half_m(self) -> float:
+        """From a chip's centre to the edge of its central half."""
+        return self.coarse_m * NUM_COARSE / 2
 
     def to_local(self, *, lat: float, lon: float) -> tuple[float, float]:
         """Metres in `frame` of a geographic point, exact about the nearest chip."""
@@ -122,12 +135,15 @@ class Posterior:
     refinement: the fine windows.
     outside_prob: mass of "not in this gallery"; the other masses sum to 1 (they are conditional on
         the camera being in the gallery).
+    says_heading: False where the evidence knows nothing of headings; what the masses say of them
+        is then the prior alone.
     """
 
     places: Places
     coarse: Float
     refinement: Refinement
     outside_prob: float = 0.0
+    says_heading: bool = True
 
     @classmethod
     def from_logits(
@@ -203,25 +219,25 @@ class Posterior:
     @cached_property
     def coarse_xy(self) -> tuple[Float, Float]:
         """Centres of the coarse cells in the frame: x and y `(R, 16, 16)`."""
-        return self._cell_xy(NUM_COARSE, COARSE_M)
+        return self._cell_xy(NUM_COARSE, self.places.coarse_m)
 
     @cached_property
     def place_xy(self) -> tuple[Float, Float]:
-        """Centres of the 2 m places in the frame: x and y `(R, 32, 32)`."""
-        return self._cell_xy(NUM_FINE, FINE_M)
+        """Centres of the places (fine cells) in the frame: x and y `(R, 32, 32)`."""
+        return self._cell_xy(NUM_FINE, self.places.fine_m)
 
     @cached_property
     def fine_xy(self) -> tuple[Float, Float]:
         """Centres of the windows' cells in the frame: x and y `(W, 6, 6)`."""
-        r = self.refinement
-        x = (r.columns - NUM_FINE / 2 + 0.5) * FINE_M + self.places.x_m[r.chip][:, None]
-        y = (NUM_FINE / 2 - 0.5 - r.rows) * FINE_M + self.places.y_m[r.chip][:, None]
+        r, fine_m = self.refinement, self.places.fine_m
+        x = (r.columns - NUM_FINE / 2 + 0.5) * fine_m + self.places.x_m[r.chip][:, None]
+        y = (NUM_FINE / 2 - 0.5 - r.rows) * fine_m + self.places.y_m[r.chip][:, None]
         shape = (len(x), 6, 6)
         return np.broadcast_to(x[:, None], shape), np.broadcast_to(y[:, :, None], shape)
 
     @cached_property
     def place_prob(self) -> Float:
-        """Mass of every 2 m place, headings summed: `(R, 32, 32)`."""
+        """Mass of every place, headings summed: `(R, 32, 32)`."""
         coarse = self.coarse.sum(1, dtype=np.float64) / 4
         prob: Float = coarse.repeat(2, axis=1).repeat(2, axis=2)
         r = self.refinement
@@ -253,7 +269,7 @@ class Posterior:
         order = np.argsort(distance)
         mass = np.cumsum(self.place_prob.ravel()[order])
         index = min(int(np.searchsorted(mass, level * mass[-1])), len(order) - 1)
-        return float(max(distance[order][index], FINE_M / 2))
+        return float(max(distance[order][index], self.places.fine_m / 2))
 
     def highest_density_level(self, x_m: float, y_m: float) -> float:
         """Mass of all places denser than the one at a point; 1 outside the chips' central parts.
@@ -269,11 +285,11 @@ class Posterior:
         return float(prob[prob > density].sum() + 0.5 * prob[prob == density].sum())
 
     def place_at(self, x_m: float, y_m: float) -> tuple[int, int, int] | None:
-        """Chip, row and column of the 2 m place that holds a point."""
+        """Chip, row and column of the place that holds a point."""
         dx, dy = x_m - self.places.x_m, y_m - self.places.y_m
         chip = int(np.argmin(np.maximum(np.abs(dx), np.abs(dy))))
-        column = int(np.floor(dx[chip] / FINE_M + NUM_FINE / 2))
-        row = int(np.floor(NUM_FINE / 2 - dy[chip] / FINE_M))
+        column = int(np.floor(dx[chip] / self.places.fine_m + NUM_FINE / 2))
+        row = int(np.floor(NUM_FINE / 2 - dy[chip] / self.places.fine_m))
         # The local frame of a whole city bends by millimetres: a place's edge is no border.
         column, row = (int(np.clip(i, 0, 31)) if -1 <= i <= 32 else i for i in (column, row))
         is_inside = 0 <= row < NUM_FINE and 0 <= column < NUM_FINE
@@ -281,16 +297,18 @@ class Posterior:
 
     def log_density(self, x_m: float, y_m: float) -> float:
         """Log density per square metre at a point; -inf outside the chips."""
-        place = self.place_at(x_m, y_m)
+        place, area_m2 = self.place_at(x_m, y_m), self.places.fine_m**2
         with np.errstate(divide="ignore"):
-            return -np.inf if place is None else float(np.log(self.place_prob[place] / FINE_M**2))
+            return -np.inf if place is None else float(np.log(self.place_prob[place] / area_m2))
 
     @cached_property
     def heading_sigma_deg(self) -> float:
-        """Circular standard deviation of the heading over the whole mass.
+        """Circular standard deviation of the heading over the whole mass; infinite if unknown.
 
         Mardia and Jupp, Directional Statistics, 2.3.14: sqrt(-2 ln R).
         """
+        if not self.says_heading:
+            return np.inf
         coarse = self.coarse.sum((0, 2, 3), dtype=np.float64)
         fine = np.exp(self.refinement.log_prob).sum((2, 3)).ravel()
         angle = np.deg2rad(
@@ -323,8 +341,8 @@ class Posterior:
         )
         width = np.where(
             is_fine,
-            [[FINE_M], [FINE_M], [FINE_STEP_DEG]],
-            [[COARSE_M], [COARSE_M], [HEADING_STEP_DEG]],
+            [[self.places.fine_m], [self.places.fine_m], [FINE_STEP_DEG]],
+            [[self.places.coarse_m], [self.places.coarse_m], [HEADING_STEP_DEG]],
         )
         pose = (pose + (rng.random(pose.shape) - 0.5) * width).T
         pose[:, 2] %= 360.0

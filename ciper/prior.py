@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ciper.errors import GalleryError
 from ciper.geo import check_lat_lon, wrap_signed_deg
-from ciper.posterior import COARSE_M, HEADING_STEP_DEG, NUM_COARSE, NUM_HEADINGS, Places
+from ciper.posterior import HEADING_STEP_DEG, NUM_COARSE, NUM_HEADINGS, Places
 
 Float = NDArray[np.floating[Any]]
 
@@ -95,7 +95,7 @@ class Prior:
         """`(R, 32, 16, 16)`, or None without any."""
         if not self.says_something:
             return None
-        offset = (np.arange(NUM_COARSE) + 0.5 - NUM_COARSE / 2) * COARSE_M
+        offset = (np.arange(NUM_COARSE) + 0.5 - NUM_COARSE / 2) * self.places.coarse_m
         x_m = self.places.x_m[:, None, None] + offset + 0 * offset[:, None]
         y_m = self.places.y_m[:, None, None] - offset[:, None] + 0 * offset
         steps = np.arange(NUM_HEADINGS) * HEADING_STEP_DEG

@@ -6,7 +6,7 @@ No photo, network or file is touched here: `ciper.evaluate` asks, this counts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,12 @@ from ciper.data.poses import PhotoPose
 from ciper.errors import ConfigError
 from ciper.localize import EncodedPhoto
 from ciper.metrics import PoseErrors
-from ciper.posterior import FINE_M, NUM_FINE, Places
+from ciper.posterior import Places
 
 Floats = NDArray[np.float64]
 
-CENTRAL_HALF_M = NUM_FINE * FINE_M / 2  # from a chip's centre to the edge of its central half
 CONFIDENT_ABOVE = 0.5
+ZERO = np.zeros(1)
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class Found:
     Attributes:
         x_m, y_m: of the answer, east and north of the true position.
         lat, lon, heading_deg: of the answer.
+        says_heading: whether the model knows anything of headings at all.
         confidence, in_gallery_prob: probabilities that the answer states of itself.
         features: what the confidence rests on.
         credible_mass: of the places denser than the true one, `Posterior.highest_density_level`.
@@ -92,6 +93,7 @@ class Found:
     radius_90_m: float = np.nan
     heading_sigma_deg: float = np.nan
     seconds: float = np.nan
+    says_heading: bool = True
 
 
 NO_ANSWER = Found()
@@ -142,9 +144,16 @@ def answers_of(queries: Sequence[Query], name: str) -> list[Found]:
 
 
 def errors_of(queries: Sequence[Query], name: str) -> PoseErrors:
-    """Errors of the answers `whole`, `near` or `in_chip`; see `errors_about_truth`."""
-    found = [(f.x_m, f.y_m, f.heading_deg) for f in answers_of(queries, name)]
-    return errors_about_truth(np.array(found, dtype=np.float64), queries)
+    """Errors of the answers `whole`, `near` or `in_chip`; see `errors_about_truth`.
+
+    A model that knows nothing of headings has no error in them, NaN.
+    """
+    answers = answers_of(queries, name)
+    found = [(f.x_m, f.y_m, f.heading_deg) for f in answers]
+    errors = errors_about_truth(np.array(found, dtype=np.float64), queries)
+    if all(f.says_heading for f in answers):
+        return errors
+    return replace(errors, heading_deg=np.full(len(answers), np.nan))
 
 
 def errors_about_truth(answers: Floats, queries: Sequence[Query]) -> PoseErrors:
@@ -212,14 +221,15 @@ def end_to_end_figures(errors: PoseErrors, queries: Sequence[Query]) -> dict[str
 def _where_heading_known(
     figures: Callable[[PoseErrors], dict[str, float]], errors: PoseErrors
 ) -> dict[str, float]:
-    is_known = ~np.isnan(errors.heading_deg)
-    of_heading = (errors.lateral_m, errors.longitudinal_m, errors.heading_deg)
-    if is_known.any():
-        known = (values[is_known] for values in of_heading)
-        return figures(PoseErrors(errors.position_m, *known))
-    unknown = figures(PoseErrors(errors.position_m, *(np.zeros(1) for _ in of_heading)))
-    needs_heading = ("lateral", "longitudinal", "heading")
-    return {k: np.nan if k.startswith(needs_heading) else v for k, v in unknown.items()}
+    of_heading = {
+        "lateral": errors.lateral_m,
+        "longitudinal": errors.longitudinal_m,
+        "heading": errors.heading_deg,
+    }
+    known = {name: values[~np.isnan(values)] for name, values in of_heading.items()}
+    unknown = tuple(name for name, values in known.items() if not len(values))
+    found = figures(PoseErrors(errors.position_m, *(v if len(v) else ZERO for v in known.values())))
+    return {k: np.nan if k.startswith(unknown) else v for k, v in found.items()}
 
 
 def calibration_figures(queries: Sequence[Query], name: str) -> dict[str, float]:
@@ -265,7 +275,7 @@ def baseline_answers(queries: Sequence[Query], setting: Setting) -> dict[str, di
     The city's centre is that of its chips' bounds, a random place is uniform over their central
     squares; with a prior the centre is the prior's and a random place uniform in its circle.
     """
-    num, half = len(queries), CENTRAL_HALF_M
+    num, half = len(queries), setting.places.half_m
     rng = np.random.default_rng([setting.seed, 2])
     offset = np.array([(*query.chip_offset_m, 0.0) for query in queries])
     in_chip = metrics.baseline_answers(num, bounds_m=(-half, -half, half, half), rng=rng)

@@ -204,7 +204,7 @@ def planted_match(pose: tuple[float, float, float], chip: int, **options: Any) -
         polar_coarse=tensor(coarse[None]).expand(num_views, -1, -1, -1),
         polar_fine=tensor(fine[None]).expand(num_views, -1, -1, -1),
     )
-    network: Any = SimpleNamespace(correlation=CORRELATION)
+    network: Any = SimpleNamespace(correlation=CORRELATION, refiner=None)
     return match(
         network, code, tensor(coarse_maps), lambda used: tensor(fine_maps[used]), **options
     )

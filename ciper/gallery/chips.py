@@ -102,7 +102,8 @@ class ChipGrid:
 
     def __post_init__(self) -> None:
         for name, size_m in (("chip_m", self.chip_m), ("stride_m", self.stride_m)):
-            if not (self.gsd > 0 and size_m > 0 and abs(size_m / self.gsd % 1) < 1e-9):
+            num_px = size_m / self.gsd if self.gsd > 0 else 0.0
+            if not (0 < num_px < math.inf and abs(num_px - round(num_px)) < 1e-6):
                 raise ConfigError(
                     f"{name}={size_m:g} is not a whole number of pixels of {self.gsd:g} m; "
                     "expected a positive multiple of the gsd."
@@ -408,7 +409,10 @@ class BlockImage:
 
 
 def read_block(mosaic: Mosaic, grid: ChipGrid, block: Block) -> BlockImage:
-    """Resample a block of at most 16 x 16 cells with its margin, in about 20 MB."""
+    """Resample a block of at most 16 x 16 cells with its margin.
+
+    That takes 20 MB where the stride is 128 px, 80 MB where it is 256.
+    """
     band = grid.band(block.band)
     north, west = int(block.rows.max()) + 1, int(block.cols.min())
     stride, margin = grid.stride_px, grid.margin_px

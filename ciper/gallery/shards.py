@@ -38,8 +38,10 @@ _NUMPY_DTYPES = {
 class AerialCodes:
     """What an encoder makes of B chips, float16.
 
-    `descriptors` (B, L, D) are unit vectors of L locations, NaN where a location has no imagery;
-    `coarse` (B, C, h, w) and `fine` (B, C', h', w') are dense features.
+    `descriptors` (B, L, D) are unit vectors of L locations, NaN where a location has no imagery.
+    `coarse` (B, ...) is what a photo meets every chip with, `fine` (B, ...) what it meets the best
+    chips with: feature maps (B, C, h, w) for correlation; for set prediction the cells with imagery
+    (B, 16, 16) and the patches (B, P, C).
     """
 
     descriptors: NDArray[np.float16]
@@ -48,6 +50,9 @@ class AerialCodes:
 
     def __len__(self) -> int:
         return len(self.descriptors)
+
+    def __getitem__(self, chips: slice) -> AerialCodes:
+        return AerialCodes(self.descriptors[chips], self.coarse[chips], self.fine[chips])
 
 
 @dataclass(frozen=True)

@@ -176,8 +176,7 @@ class Gallery:
         chips: where the R chips are.
         rasters: what they were cut from.
         descriptors: (R, L, D) float16, NaN at locations without imagery.
-        coarse: (R, C, h, w) float16.
-        fine: (R, C', h', w') float16.
+        coarse, fine: (R, ...) float16; what they are is the model's business.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:

@@ -6,7 +6,7 @@ Losses come back by name and unweighted; their weights are configuration.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ciper.data.sample import Batch
 from ciper.model.decoder import COARSE, FINE, WINDOW_CELLS, WINDOW_HEADINGS, Windows
 from ciper.model.network import AerialCode, GroundCode, Network
+from ciper.model.refine import ranking_loss, refined_pose_loss, window_candidates
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,12 @@ class CriterionConfig:
     `num_negative_chips` chips of the batch, at every second row, column and heading, stand for
     `city_cells` coarse cells (15,625 are 0.25 km^2): their sum is scaled up, so that the softmax
     learns the odds that it will meet in a city. A wrong mode is one that is not within `near_m`
-    and `near_deg` of the truth.
+    and `near_deg` of the truth. The refiner ranks the true hypothesis against the best wrong mode
+    of its own chip and of `num_wrong_hypotheses` wrong chips.
     """
 
     num_negative_chips: int = 16
+    num_wrong_hypotheses: int = 4
     city_cells: int = 15_625
     near_m: float = 8.0
     near_deg: float = 28.0
@@ -63,10 +66,12 @@ class Criterion(nn.Module):
         """
         is_wrong = wrong_chips(batch)
         volume, negatives = self._coarse_logits(network, ground, aerial, is_wrong, generator)
+        num_wrong_chips = 1 if network.refiner is None else self.config.num_wrong_hypotheses
+        modes = self._modes(batch, volume, negatives, num_wrong_chips, generator)
         losses = {
             "retrieval": retrieval_loss(network, ground, aerial, batch.pose, is_wrong),
             "coarse": coarse_loss(volume, negatives.logits, batch.pose),
-            "fine": self._fine_loss(network, ground, aerial, batch, volume, negatives, generator),
+            **self._fine_losses(network, ground, aerial, batch, modes),
         }
         return losses, statistics(volume.detach(), negatives.logits.detach(), batch.pose)
 
@@ -94,37 +99,67 @@ class Criterion(nn.Module):
         logits = logits.masked_fill(~keep[:, :, None, None, None], -math.inf)
         return volume, Negatives(logits, chips, log_weight, tuple(shift))
 
-    def _fine_loss(
+    def _fine_losses(
         self,
         network: Network,
         ground: GroundCode,
         aerial: AerialCode,
         batch: Batch,
+        modes: Modes,
+    ) -> dict[str, Tensor]:
+        """Cross-entropy over the cells of three windows; with a refiner, its losses as well."""
+        correlate = network.correlation.fine_volume
+        first = 3 * len(batch)
+        fine = correlate(ground.polar_fine, aerial.fine, modes.windows.part(0, first)).float()
+        logits = (fine.flatten(1) + modes.logit[:first, None]).view(3, len(batch), -1)
+        log_prob = logits.transpose(0, 1).flatten(1).log_softmax(1)[:, : modes.labels.shape[1]]
+        losses = {"fine": -(modes.labels * log_prob).sum(1).mean()}
+        if network.refiner is None:
+            return losses
+        # The refiner learns beside the correlation, which must stay good without it.
+        with torch.no_grad():
+            rest = correlate(ground.polar_fine, aerial.fine, modes.windows.part(first, None))
+            fine = torch.cat([fine, rest.float()])
+            candidates = window_candidates(modes.windows, fine)
+            logit = modes.logit + fine.flatten(1).logsumexp(1)
+        polar = (ground.polar_coarse.detach(), ground.polar_fine.detach())
+        maps = (aerial.coarse.detach(), aerial.fine.detach())
+        refined = network.refiner(polar, maps, candidates)
+        losses["ranking"] = ranking_loss(logit.view(-1, len(batch)), refined)
+        losses["refined_pose"] = refined_pose_loss(candidates, refined, batch.pose)
+        return losses
+
+    def _modes(
+        self,
+        batch: Batch,
         volume: Tensor,
         negatives: Negatives,
+        num_wrong_chips: int,
         generator: torch.Generator,
-    ) -> Tensor:
-        """Cross-entropy over the cells of three windows: about the truth and two wrong modes."""
+    ) -> Modes:
+        """Windows about the truth, the best wrong mode of its chip, and those of wrong chips."""
         true, labels = true_windows(batch.pose, generator)
-        near = near_truth(batch.pose, self.config)
+        wrong = volume.detach().masked_fill(near_truth(batch.pose, self.config), -math.inf)
         groups = [
-            true,
-            wrong_mode_windows(volume.detach().masked_fill(near, -math.inf), generator),
-            negatives.mode_windows(generator),
+            (true, logits_at(volume.detach(), true)),
+            (wrong_mode_windows(wrong, generator), wrong.flatten(1).amax(1)),
+            negatives.modes(num_wrong_chips, generator),
         ]
-        names = ("photo", "chip", "row", "column", "heading")
-        windows = Windows(*(torch.cat([getattr(g, n) for g in groups]) for n in names))
-        fine = network.correlation.fine_volume(ground.polar_fine, aerial.fine, windows).float()
-        prior = torch.cat(
-            [
-                logits_at(volume.detach(), true),
-                volume.detach().masked_fill(near, -math.inf).flatten(1).amax(1),
-                negatives.best(),
-            ]
-        )
-        logits = (fine.flatten(1) + prior[:, None]).view(3, len(batch), -1).transpose(0, 1)
-        log_prob = logits.flatten(1).log_softmax(1)[:, : labels.shape[1]]
-        return -(labels * log_prob).sum(1).mean()
+        windows, logits = zip(*groups, strict=True)
+        return Modes(Windows.joined(windows), torch.cat(logits), labels)
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Poses that are looked at closely, G per photo: the true one first, photos fastest.
+
+    `windows (G B)` and the coarse `logit (G B,)` of their cells; `labels (B, 9 * 7 * 7)` spread the
+    truth over the cells of the first B windows.
+    """
+
+    windows: Windows
+    logit: Tensor
+    labels: Tensor
 
 
 @dataclass(frozen=True)
@@ -140,22 +175,26 @@ class Negatives:
     log_weight: Tensor
     shift: tuple[int, ...]
 
-    def best(self) -> Tensor:
-        """Each photo's highest wrong logit, without the weight: `(B,)`."""
-        return self.logits.detach().flatten(1).amax(1) - self.log_weight
+    def modes(self, num_chips: int, generator: torch.Generator) -> tuple[Windows, Tensor]:
+        """The best pose of each photo's `num_chips` best wrong chips, best chips first.
 
-    def mode_windows(self, generator: torch.Generator) -> Windows:
-        """A window around each photo's highest wrong logit."""
-        best = self.logits.detach().flatten(1).argmax(1)
-        chip, heading, row, column = unravel(best, self.logits.shape[1:])
+        Returns:
+            A window around each, and their logits `(num_chips * B,)` without the weight.
+        """
+        batch, num_negatives = self.logits.shape[:2]
+        value, cell = self.logits.detach().flatten(2).max(2)
+        top, chosen = value.topk(min(num_chips, num_negatives), dim=1)
+        heading, row, column = unravel(cell.gather(1, chosen).T.flatten(), self.logits.shape[2:])
         row_shift, column_shift, heading_shift = self.shift
-        return windows_around(
-            self.chips[chip],
+        windows = windows_around(
+            self.chips[chosen.T.flatten()],
             2 * heading + heading_shift,
             2 * row + row_shift,
             2 * column + column_shift,
             generator,
         )
+        photo = torch.arange(batch, device=cell.device).repeat(chosen.shape[1])
+        return replace(windows, photo=photo), (top.T - self.log_weight).flatten()
 
 
 def unravel(index: Tensor, shape: torch.Size) -> tuple[Tensor, ...]:
@@ -257,7 +296,7 @@ def windows_around(
 
 
 def wrong_mode_windows(volume: Tensor, generator: torch.Generator) -> Windows:
-    """A window around the highest logit of each photo's own chip `(B, 32, 16, 16)`."""
+    """A window around the highest logit `(B, 32, 16, 16)` of each photo's own chip."""
     heading, row, column = unravel(volume.flatten(1).argmax(1), volume.shape[1:])
     chip = torch.arange(len(volume), device=volume.device)
     return windows_around(chip, heading, row, column, generator)

@@ -13,7 +13,8 @@ Template channels come in pairs of an angular frequency f: a pair turns by f tim
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -241,6 +242,15 @@ class Windows:
     row: Tensor
     column: Tensor
     heading: Tensor
+
+    @classmethod
+    def joined(cls, groups: Sequence[Windows]) -> Windows:
+        """All windows of some groups, one after the other."""
+        return cls(*(torch.cat([getattr(g, f.name) for g in groups]) for f in fields(cls)))
+
+    def part(self, start: int, end: int | None) -> Windows:
+        """Windows `start` to before `end`."""
+        return Windows(*(getattr(self, f.name)[start:end] for f in fields(self)))
 
 
 class Correlation(nn.Module):

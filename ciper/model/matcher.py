@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ciper.model.decoder import COARSE, WINDOW_CELLS, Windows
 from ciper.model.network import GroundCode, Network
+from ciper.model.refine import window_candidates
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
@@ -39,11 +40,13 @@ class Evidence:
     """Logits of a photo over the poses of R chips.
 
     coarse: `(R, 32, 16, 16)` per heading (steps of 11.25 deg), row (from north) and column (from
-        west) of the 4 m cells of each chip's central 64 m.
+        west) of the coarse cells (4 m of a chip of 128 m) of each chip's central half.
     chip, heading, row, column: `(W,)` the coarse cell that each window is around.
-    fine: `(W, 9, 6, 6)` logits of the 2 m cells and 2.8125 deg steps of each window: headings from
-        4 steps before the coarse heading to 4 after it, rows and columns of the 3 x 3 coarse cells
-        around the coarse cell. Cells outside the chip's central 64 m are -inf.
+    fine: `(W, 9, 6, 6)` logits of the fine cells (half as wide) and 2.8125 deg steps of each
+        window: headings from 4 steps before the coarse heading to 4 after it, rows and columns of
+        the 3 x 3 coarse cells around the coarse cell. Cells outside the chip's central half are
+        -inf.
+    says_heading: whether headings differ in their evidence at all.
     """
 
     coarse: Float
@@ -52,6 +55,7 @@ class Evidence:
     row: Int
     column: Int
     fine: Float
+    says_heading: bool = True
 
 
 @torch.inference_mode()
@@ -87,7 +91,7 @@ def match(
     weighed = volume if log_prior is None else volume + log_prior
     chip, heading, row, column = best_poses(weighed, config)
     used, local = np.unique(chip, return_inverse=True)
-    maps = fine_of(used).to(coarse.dtype)
+    maps = (coarse[torch.from_numpy(used)], fine_of(used).to(coarse.dtype))
     cells = (local, 2 * (row + 8), 2 * (column + 8), 4 * heading)
     fine = [
         _fine_logits(network, ground, maps, view, cells)
@@ -95,7 +99,7 @@ def match(
         for view in range(len(volumes))
     ]
     logits = _average(np.stack(fine))[:, :, WINDOW_CELLS - REFINED :, WINDOW_CELLS - REFINED :]
-    is_possible = _is_possible(has_imagery, chip, row, column)
+    is_possible = possible_cells(has_imagery, chip, row, column)
     return Evidence(
         coarse=volume,
         chip=chip,
@@ -117,13 +121,25 @@ def _coarse_volumes(network: Network, ground: GroundCode, coarse: Tensor) -> Flo
 
 
 def _fine_logits(
-    network: Network, ground: GroundCode, maps: Tensor, view: int, cells: tuple[Int, ...]
+    network: Network,
+    ground: GroundCode,
+    maps: tuple[Tensor, Tensor],
+    view: int,
+    cells: tuple[Int, ...],
 ) -> Float:
-    """One view's `(W, 9, 7, 7)` logits in windows around cells (map, row, column, heading)."""
-    index = [torch.from_numpy(np.ascontiguousarray(a)).to(maps.device) for a in cells]
+    """One view's `(W, 9, 7, 7)` logits in windows around cells (map, row, column, heading).
+
+    The refiner's word on a window holds for all of its cells.
+    """
+    index = [torch.from_numpy(np.ascontiguousarray(a)).to(maps[1].device) for a in cells]
     windows = Windows(torch.full_like(index[0], view), *index)
-    logits = network.correlation.fine_volume(ground.polar_fine, maps, windows)
-    return np.asarray(logits.float().cpu().numpy())
+    logits = network.correlation.fine_volume(ground.polar_fine, maps[1], windows).float()
+    if network.refiner is not None:
+        polar = (ground.polar_coarse, ground.polar_fine)
+        with torch.autocast(logits.device.type, torch.bfloat16):
+            refined = network.refiner(polar, maps, window_candidates(windows, logits))
+        logits = logits + refined.logit[:, None, None, None]
+    return np.asarray(logits.cpu().numpy())
 
 
 def _average(logits: Float) -> Float:
@@ -172,7 +188,7 @@ def fine_cells(row: Int, column: Int) -> tuple[Int, Int]:
     return 2 * row[:, None] + span, 2 * column[:, None] + span
 
 
-def _is_possible(
+def possible_cells(
     has_imagery: NDArray[np.bool_], chip: Int, row: Int, column: Int
 ) -> NDArray[np.bool_]:
     """`(W, 6, 6)`: the window's cell lies in its chip's central part and on imagery."""

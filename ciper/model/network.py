@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ciper.model.decoder import AerialMaps, Correlation, PolarLift, column_bearings_rad
 from ciper.model.encoder import Encoder, EncoderConfig, Features, metre_encoding, ray_encoding
+from ciper.model.refine import Refiner, RefinerConfig
 
 # ImageNet's statistics; kept so that pretrained stems can take the place of ours.
 RGB_MEAN = (0.485, 0.456, 0.406)
@@ -22,10 +23,11 @@ class NetworkConfig:
     """Everything that fixes the network's shapes and its inputs' geometry.
 
     `chip_px` pixels of `gsd` metres make a chip; the canvas is the ground input (see
-    `data.preprocess`).
+    `data.preprocess`). Without a `refiner` the correlation's modes are taken as they are.
     """
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    refiner: RefinerConfig | None = None
     descriptor_dim: int = 64
     chip_px: int = 256
     gsd: float = 0.5
@@ -187,6 +189,7 @@ class Network(nn.Module):
         self.ground_descriptor = GroundDescriptor(config)
         self.place_descriptors = PlaceDescriptors(config)
         self.correlation = Correlation()
+        self.refiner = None if config.refiner is None else Refiner(config.refiner)
         self.retrieval_log_scale = nn.Parameter(torch.tensor(math.log(15.0)))
 
     def encode_ground(self, canvas: Tensor, is_visible: Tensor) -> GroundCode:

@@ -21,11 +21,13 @@ from ciper.model.set_criterion import SetCriterion, SetCriterionConfig, SetLossW
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of `Criterion`'s losses."""
+    """Weights of `Criterion`'s losses; the last two are the refiner's."""
 
     retrieval: float = 0.3
     coarse: float = 1.0
     fine: float = 0.5
+    ranking: float = 0.5
+    refined_pose: float = 0.1
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,181 @@
+"""Benchmarks: the accuracy study, cell by cell, resumable; tables and plots of what is finished."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from ciper.errors import ConfigError
+from ciper.study.cells import (
+    SETTINGS,
+    Cell,
+    CellStore,
+    GridCell,
+    SearchCell,
+    Setting,
+    SwapCell,
+)
+from ciper.study.config import (
+    PARTS,
+    Part,
+    StudyConfig,
+    default_study,
+    gpu_study,
+    quick_study,
+)
+from ciper.study.grids import Grid
+from ciper.study.measuring import baselines
+from ciper.study.plan import Plan
+from ciper.study.report import write_study
+from ciper.study.tables import Figures, Tables
+from ciper.study.training import Deadline, Workshop
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class AccuracyResult:
+    """Where the report lies, and how much of the study is finished."""
+
+    report: Path
+    num_finished: int
+    num_missing: int
+
+
+@dataclass(frozen=True)
+class AccuracyOptions:
+    """What to do of the study, where.
+
+    Attributes:
+        config: its size.
+        parts: of it.
+        model: weights of parts d and e, a name or a file.
+        device: cpu, cuda or mps.
+        cache: keeps rendered cities.
+        max_minutes: when to stop; what is unfinished goes on in the next run.
+    """
+
+    config: StudyConfig = field(default_factory=StudyConfig)
+    parts: tuple[Part, ...] = PARTS
+    model: str = "ground"
+    device: str = "cpu"
+    cache: Path = Path("cache/synthetic")
+    max_minutes: float | None = None
+
+
+def study_config(
+    device: str,
+    *,
+    is_quick: bool = False,
+    num_pairs: int | None = None,
+    num_seeds: int | None = None,
+) -> StudyConfig:
+    """The study's size for a device, with another number of pairs or seeds if they are given.
+
+    The long trainings and those for the learning rate change in proportion to the pairs.
+
+    Raises:
+        ConfigError: too few pairs or seeds.
+    """
+    usual = default_study if device == "cpu" else gpu_study
+    config = quick_study() if is_quick else usual()
+    if num_pairs is not None:
+        factor = num_pairs / config.num_pairs
+        config = replace(
+            config,
+            num_pairs=num_pairs,
+            curve_pairs=max(config.batch_size, round(config.curve_pairs * factor)),
+            lr_pairs=max(config.batch_size, round(config.lr_pairs * factor)),
+        )
+    return config if num_seeds is None else replace(config, num_seeds=num_seeds)
+
+
+def parse_parts(text: str | None) -> tuple[Part, ...]:
+    """The parts that `a,b` names, in their order; all if None.
+
+    Raises:
+        ConfigError: there is no such part.
+    """
+    if text is None:
+        return PARTS
+    wanted = [word.strip() for word in text.split(",")]
+    for word in wanted:
+        if word not in PARTS:
+            raise ConfigError(f"--only {text}: there is no part {word!r}; expected {PARTS}")
+    return tuple(part for part in PARTS if part in wanted)
+
+
+def accuracy(
+    out: Path, options: AccuracyOptions, *, progress: Progress | None = None
+) -> AccuracyResult:
+    """Runs what is missing of the accuracy study and writes its report.
+
+    Args:
+        out: REPORT folder; cells that are finished there are kept.
+        options: what to do.
+        progress: called with (what, done, total).
+
+    Returns:
+        What there is; `num_missing` above 0 if the time was over first.
+
+    Raises:
+        ConfigError, CheckpointError, OutputError: an input cannot be used.
+    """
+    study = _Study(out, options, progress or (lambda _what, _done, _total: None))
+    while not study.deadline.is_over:
+        cell = next(study.plan.missing(), None)
+        if cell is None:
+            break
+        study.run(cell)
+    return study.write()
+
+
+class _Study:
+    """One sitting of the study."""
+
+    def __init__(self, out: Path, options: AccuracyOptions, progress: Progress) -> None:
+        self.out, self.options, self.progress = out, options, progress
+        minutes = options.max_minutes
+        self.deadline = Deadline(None if minutes is None else time.monotonic() + 60.0 * minutes)
+        self.store = CellStore(out / "cells", options.config)
+        self.workshop = Workshop(self.store, options.cache, options.device, self.deadline, progress)
+        evaluates = bool({"d", "e"} & set(options.parts))
+        model_hash = self.grid.model.model_hash if evaluates else None
+        self.plan = Plan(self.store, options.parts, model_hash)
+
+    @cached_property
+    def grid(self) -> Grid:
+        """What evaluates the finished model."""
+        from ciper.model.load import load_model
+
+        model = load_model(self.options.model, self.options.device)
+        return Grid(model, self.store, self.options.cache, self.progress)
+
+    def run(self, cell: Cell) -> None:
+        """Runs a cell to its end, or to the deadline."""
+        if isinstance(cell, GridCell):
+            self.grid.measure(cell)
+        elif isinstance(cell, SwapCell):
+            self.workshop.swap(cell)
+        elif isinstance(cell, SearchCell):
+            self.workshop.search(cell)
+        else:
+            self.workshop.train(cell)
+
+    def write(self) -> AccuracyResult:
+        """The report of all that is finished."""
+        tables = Tables(self.plan, self._baselines() if self.plan.is_trained else {})
+        report = write_study(self.out, tables, self.options.parts)
+        num_missing = sum(1 for _ in self.plan.missing())
+        num_cells = sum(1 for _ in self.plan.cells())
+        return AccuracyResult(report, num_cells - num_missing, num_missing)
+
+    def _baselines(self) -> dict[Setting, Mapping[str, Figures]]:
+        num_references = len(self.workshop.gallery)
+        return {
+            setting: baselines(self.workshop.test_pairs(setting), num_references=num_references)
+            for setting in SETTINGS
+        }

@@ -1,0 +1,332 @@
+"""Figures of a study's networks on rendered cities: poses in true chips, and searches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ciper.metrics import (
+    PoseErrors,
+    baseline_answers,
+    one_percent,
+    pose_errors,
+    pose_metrics,
+    ranks_from_similarity,
+    recall_at_k,
+    recall_within,
+)
+from ciper.model.decoder import COARSE, FINE, TemplateSpec
+from ciper.model.matcher import Evidence, MatchConfig, fine_cells, match
+from ciper.model.network import AerialCode, GroundCode, Network
+from ciper.model.paper import PaperAerial, PaperGround, PaperNetwork
+from ciper.model.two_way import hypothesis_poses
+from ciper.prior import Heading
+from ciper.study.cells import Setting
+from ciper.study.pairs import ALIGNED_REACH_M, CHIP_PX, Gallery, StudyPairs
+
+Floats = NDArray[np.floating[Any]]
+StudyNetwork = Network | PaperNetwork
+CodeT = TypeVar("CodeT", bound=GroundCode | AerialCode | PaperGround | PaperAerial)
+
+ENCODED_AT_ONCE = 32
+COARSE_CELLS, FINE_CELLS = 16, 32  # along a chip's central half
+# A canvas turns by whole columns of 0.7 deg.
+ALIGNED_SIGMA_DEG = 0.5
+IMPOSSIBLE = -1e4
+# Of one chip few modes need a closer look.
+ONE_CHIP = MatchConfig(num_windows=4)
+POSE_FIGURES = ("mean_m", "median_m", "recall@1m", "recall@5m", "heading_median_deg")
+
+
+@dataclass(frozen=True)
+class Photos:
+    """The test photos that were encoded: codes and labels of all of them."""
+
+    code: GroundCode | PaperGround
+    true_chip: NDArray[np.int64]
+    city: NDArray[np.int64]
+    camera_m: Floats
+    heading_deg: Floats
+
+
+@contextmanager
+def evaluation(network: StudyNetwork) -> Iterator[torch.device]:
+    """Evaluation mode without gradients, in bfloat16; yields the network's device."""
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+            yield device
+    finally:
+        network.train(was_training)
+
+
+def measure_pose(network: StudyNetwork, pairs: StudyPairs) -> dict[str, float]:
+    """Figures of the poses found in the true chips of all photos."""
+    setting = pairs.setting
+    found, true = [], []
+    with evaluation(network) as device:
+        for batch in pairs.fixed(ENCODED_AT_ONCE):
+            moved = batch.to(device)
+            ground = network.encode_ground(moved.canvas, moved.is_visible)
+            aerial = network.encode_aerial(moved.chip, moved.is_valid)
+            found.append(predict_poses(network, ground, aerial, setting))
+            true.append(batch.pose.numpy())
+    errors = pose_errors(np.concatenate(found), np.concatenate(true))
+    return pose_figures(errors)
+
+
+def pose_figures(errors: PoseErrors) -> dict[str, float]:
+    """The figures of poses that the study shows."""
+    all_figures = pose_metrics(errors)
+    return {name: all_figures[name] for name in POSE_FIGURES}
+
+
+def predict_poses(
+    network: StudyNetwork,
+    ground: GroundCode | PaperGround,
+    aerial: AerialCode | PaperAerial,
+    setting: Setting = "unknown",
+) -> Floats:
+    """The pose of photo i in chip i: `(B, 3)`.
+
+    What the setting says of all poses, a set decoder has learned; to our evidence it is a prior.
+    """
+    if isinstance(network, PaperNetwork):
+        assert isinstance(ground, PaperGround)
+        assert isinstance(aerial, PaperAerial)
+        hypotheses = network.decode(ground, aerial.patches)
+        best = hypotheses.logit.argmax(1)
+        pose = hypotheses.pose[torch.arange(len(best)), best]
+        return _poses(pose, network)
+    poses = [
+        find_pose(network, take(ground, i, i + 1), take(aerial, i, i + 1), setting)
+        for i in range(len(ground.descriptor))
+    ]
+    return np.stack([pose for _, pose in poses])
+
+
+def find_pose(
+    network: StudyNetwork,
+    ground: GroundCode | PaperGround,
+    aerial: AerialCode | PaperAerial,
+    setting: Setting = "unknown",
+) -> tuple[int, Floats]:
+    """The chip out of R, and the pose `(3,)` in it, that one photo fits best."""
+    if isinstance(network, PaperNetwork):
+        assert isinstance(ground, PaperGround)
+        assert isinstance(aerial, PaperAerial)
+        hypotheses = network.decode(ground, aerial.patches)
+        index = int(hypotheses.logit.argmax())
+        chip, query = divmod(index, hypotheses.logit.shape[1])
+        return chip, _poses(hypotheses.pose[chip, query][None], network)[0]
+    assert isinstance(ground, GroundCode)
+    assert isinstance(aerial, AerialCode)
+    fine = aerial.fine
+    evidence = match(
+        network,
+        ground,
+        aerial.coarse,
+        lambda used: fine[torch.from_numpy(used).to(fine.device)],
+        log_prior=None if setting == "unknown" else aligned_prior(len(aerial.coarse)),
+        config=ONE_CHIP,
+    )
+    return best_pose(evidence, setting)
+
+
+def _poses(pose: Tensor, network: PaperNetwork) -> Floats:
+    poses = hypothesis_poses(pose.float(), network.config.side_m)
+    return np.asarray(poses.cpu().numpy(), dtype=np.float64)
+
+
+def best_pose(evidence: Evidence, setting: Setting = "unknown") -> tuple[int, Floats]:
+    """The highest fine cell's chip, and the mean pose of the 3 x 3 x 3 cells about it."""
+    rows, columns = fine_cells(evidence.row, evidence.column)
+    y_m = (FINE_CELLS / 2 - 0.5 - rows) * FINE.cell_m
+    x_m = (columns - FINE_CELLS / 2 + 0.5) * FINE.cell_m
+    # Headings run on beyond 360: their mean is taken over neighbours.
+    turn_deg = (4 * evidence.heading[:, None] + np.arange(9) - 4) * FINE.heading_step_deg
+    logits = evidence.fine.astype(np.float64)
+    if setting == "aligned":
+        logits = logits + _log_aligned(turn_deg, FINE)[:, :, None, None]
+        logits = logits + _log_near(y_m, FINE)[:, None, :, None]
+        logits = logits + _log_near(x_m, FINE)[:, None, None, :]
+    window, *best = (int(i) for i in np.unravel_index(logits.argmax(), logits.shape))
+    box = tuple(slice(max(i - 1, 0), i + 2) for i in best)
+    weights = np.exp(logits[window][box] - logits[window][tuple(best)])
+    weights /= weights.sum()
+    pose = [
+        weights.sum((0, 1)) @ x_m[window][box[2]],
+        weights.sum((0, 2)) @ y_m[window][box[1]],
+        (weights.sum((1, 2)) @ turn_deg[window][box[0]]) % 360.0,
+    ]
+    return int(evidence.chip[window]), np.array(pose)
+
+
+def aligned_prior(num_chips: int) -> NDArray[np.float32]:
+    """What the aligned setting says, on the coarse cells: `(R, 32, 16, 16)` log factors."""
+    turn_deg = np.arange(COARSE.num_headings) * COARSE.heading_step_deg
+    offset_m = (np.arange(COARSE_CELLS) - COARSE_CELLS / 2 + 0.5) * COARSE.cell_m
+    near = _log_near(offset_m, COARSE)
+    total = _log_aligned(turn_deg, COARSE)[:, None, None] + near[:, None] + near
+    return np.broadcast_to(total.astype(np.float32), (num_chips, *total.shape))
+
+
+def _log_aligned(heading_deg: Floats, cells: TemplateSpec) -> Floats:
+    """A Gaussian about the chip's up, on cells of some width."""
+    return Heading(0.0, ALIGNED_SIGMA_DEG).log_factor(heading_deg, cells.heading_step_deg)
+
+
+def _log_near(offset_m: Floats, cells: TemplateSpec) -> Floats:
+    """0 on cells that reach into the square about the centre, far below elsewhere."""
+    is_near = np.abs(offset_m) <= ALIGNED_REACH_M + cells.cell_m / 2
+    return np.where(is_near, 0.0, IMPOSSIBLE)
+
+
+def take(code: CodeT, start: int, stop: int) -> CodeT:
+    """Some of a code's photos or chips."""
+    return type(code)(*(getattr(code, f.name)[start:stop] for f in fields(code)))
+
+
+def pick(code: CodeT, chosen: NDArray[np.int64]) -> CodeT:
+    """The chosen of a code's photos or chips, in their order."""
+    index = torch.from_numpy(chosen)
+    parts = (getattr(code, f.name) for f in fields(code))
+    return type(code)(*(part[index.to(part.device)] for part in parts))
+
+
+# ------------------------------------------------------------------------------------------ search
+
+
+def encode_gallery(network: StudyNetwork, gallery: Gallery) -> AerialCode | PaperAerial:
+    """Codes of all chips."""
+    with evaluation(network) as device:
+        return _joined(
+            network.encode_aerial(chip.to(device), is_valid.to(device))
+            for chip, is_valid in zip(
+                gallery.chip.split(ENCODED_AT_ONCE),
+                gallery.is_valid.split(ENCODED_AT_ONCE),
+                strict=True,
+            )
+        )
+
+
+def encode_photos(network: StudyNetwork, pairs: StudyPairs, gallery: Gallery) -> Photos:
+    """Codes and labels of all photos of some cities."""
+    codes, labels = [], []
+    with evaluation(network) as device:
+        for batch in pairs.fixed(ENCODED_AT_ONCE):
+            moved = batch.to(device)
+            codes.append(network.encode_ground(moved.canvas, moved.is_visible))
+            labels.append((gallery.true_chips(batch), batch.city, batch.camera_m, batch.pose[:, 2]))
+        code = _joined(codes)
+    columns = [np.concatenate([np.asarray(part) for part in c]) for c in zip(*labels, strict=True)]
+    return Photos(code, *columns)
+
+
+def _joined(codes: Iterable[CodeT]) -> CodeT:
+    parts = list(codes)
+    names = [f.name for f in fields(parts[0])]
+    return type(parts[0])(*(torch.cat([getattr(p, name) for p in parts]) for name in names))
+
+
+def similarity(ground: GroundCode | PaperGround, aerial: AerialCode | PaperAerial) -> Floats:
+    """`(N, R)` cosine of every photo and the most similar place of every chip."""
+    places = torch.einsum("nd,rpd->nrp", ground.descriptor.float(), aerial.descriptors.float())
+    return np.asarray(places.amax(-1).cpu().numpy(), dtype=np.float64)
+
+
+def retrieval_figures(similarities: Floats, true_chip: NDArray[np.int64]) -> dict[str, float]:
+    """Recalls of the true chips."""
+    ranks = ranks_from_similarity(similarities, true_chip)
+    return {
+        "retrieval_recall@1": recall_at_k(ranks, 1),
+        "retrieval_recall@5": recall_at_k(ranks, 5),
+        "retrieval_recall@1%": recall_at_k(ranks, one_percent(similarities.shape[1])),
+    }
+
+
+def measure_retrieval(
+    network: StudyNetwork, pairs: StudyPairs, gallery: Gallery
+) -> dict[str, float]:
+    """Recalls over the chips of all cities together."""
+    photos = encode_photos(network, pairs, gallery)
+    aerial = encode_gallery(network, gallery)
+    return retrieval_figures(similarity(photos.code, aerial), photos.true_chip)
+
+
+def measure_search(
+    networks: tuple[StudyNetwork, StudyNetwork],
+    pairs: StudyPairs,
+    gallery: Gallery,
+    num_shortlist: int,
+    progress: Callable[[int, int], None],
+) -> dict[str, float]:
+    """End to end: one network's descriptors propose chips, the other finds chip and pose.
+
+    Args:
+        networks: for retrieval and for the pose; they may be the same.
+        pairs: whose photos are searched for.
+        gallery: of the same cities.
+        num_shortlist: how many chips are proposed.
+        progress: called with (done, total).
+    """
+    proposer, finder = networks
+    asked = encode_photos(proposer, pairs, gallery)
+    scores = similarity(asked.code, encode_gallery(proposer, gallery))
+    chips = encode_gallery(finder, gallery)
+    photos = encode_photos(finder, pairs, gallery)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :num_shortlist]
+    centres, cities = gallery.centre_m.numpy(), gallery.city.numpy()
+    answers = np.empty((len(order), 3))
+    with evaluation(finder):
+        for i, shortlist in enumerate(order):
+            best, pose = find_pose(finder, take(photos.code, i, i + 1), pick(chips, shortlist))
+            chip = shortlist[best]
+            is_city = cities[chip] == photos.city[i]
+            answers[i] = (*(centres[chip] + pose[:2]), pose[2]) if is_city else np.nan
+            progress(i + 1, len(order))
+    truth = np.column_stack([photos.camera_m, photos.heading_deg])
+    errors = pose_errors(answers, truth)
+    return {
+        **retrieval_figures(scores, asked.true_chip),
+        "end_to_end_recall@1m": recall_within(errors.position_m, 1.0),
+        "end_to_end_recall@5m": recall_within(errors.position_m, 5.0),
+    }
+
+
+# --------------------------------------------------------------------------------------- baselines
+
+
+def baselines(
+    pairs: StudyPairs, *, num_references: int, seed: int = 0
+) -> Mapping[str, Mapping[str, float]]:
+    """What knowing nothing finds in the true chips: their centres, and random places in them.
+
+    With an aligned heading both know the heading, as every network then could.
+    """
+    truth = np.concatenate([batch.pose.numpy() for batch in pairs.fixed(ENCODED_AT_ONCE)])
+    is_aligned = pairs.setting == "aligned"
+    reach_m = ALIGNED_REACH_M if is_aligned else CHIP_PX * pairs.config.gsd / 4
+    answers = baseline_answers(
+        len(truth),
+        bounds_m=(-reach_m, -reach_m, reach_m, reach_m),
+        rng=np.random.default_rng([seed, 5]),
+    )
+    figures = {}
+    for name, answer in answers.items():
+        if is_aligned:
+            answer[:, 2] = 0.0
+        figures[name] = {
+            **pose_figures(pose_errors(answer, truth)),
+            "retrieval_recall@1": 1.0 / num_references,
+        }
+    return figures

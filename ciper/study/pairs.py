@@ -1,0 +1,168 @@
+"""The study's pairs: as in training with an unknown heading, or aligned and near the centre."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ciper.data.sample import Batch
+from ciper.data.synthetic import RenderedCity, SyntheticConfig, SyntheticPairs
+from ciper.study.cells import Setting
+
+ALIGNED_REACH_M = 20.0
+CHIP_PX = 256
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The chips of some cities on a grid: `centre_m (R, 2)` in city `city (R,)`."""
+
+    chip: torch.Tensor
+    is_valid: torch.Tensor
+    city: torch.Tensor
+    centre_m: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.city)
+
+    def true_chips(self, batch: Batch) -> NDArray[np.int64]:
+        """For every photo the chip of its city whose centre is nearest: `(B,)`."""
+        offset = (batch.camera_m[:, None] - self.centre_m[None]).abs().amax(-1)
+        elsewhere = batch.city[:, None] != self.city[None]
+        return np.asarray(offset.masked_fill(elsewhere, torch.inf).argmin(1).numpy())
+
+
+class StudyPairs(SyntheticPairs):
+    """Pairs of one setting.
+
+    With "unknown" the heading is any and the camera lies anywhere in the chip's central half. With
+    "aligned" the chip's up is the heading, up to half a canvas column, and the camera lies within
+    20 m of the chip's centre, east and north. Quarter turns and mirrors of the world keep that.
+    """
+
+    def __init__(
+        self, cities: Sequence[RenderedCity], config: SyntheticConfig, seed: int, setting: Setting
+    ) -> None:
+        super().__init__(cities, config, seed)
+        self.setting = setting
+
+    def batch(self, step: int, size: int, *, narrow_share: float | None = None) -> Batch:
+        """As of every training, then aligned if the setting says so."""
+        batch = super().batch(step, size, narrow_share=narrow_share)
+        return aligned(batch) if self.setting == "aligned" else batch
+
+    def fixed(self, size: int) -> Iterator[Batch]:
+        """Every photo once, unchanged, in a chip that is a function of seed and photo alone."""
+        for start in range(0, len(self.photos), size):
+            chosen = self.photos[start : start + size]
+            batch = _stacked([self._fixed_pair(int(c), int(p)) for c, p in chosen])
+            yield aligned(batch) if self.setting == "aligned" else batch
+
+    def gallery(self, stride_m: float = 64.0) -> Gallery:
+        """All chips of the cities on a grid whose central halves tile them."""
+        chips = []
+        for number, city in enumerate(self.cities):
+            height, width = city.aerials.shape[1:3]
+            for y_m in _centres(height * self.config.gsd, stride_m):
+                for x_m in _centres(width * self.config.gsd, stride_m):
+                    chip, is_valid, centre = cut_chip(city.aerials[0], x_m, y_m, self.config.gsd)
+                    chips.append((chip, is_valid, np.int64(number), np.array(centre, np.float32)))
+        columns = (torch.from_numpy(np.stack(column)) for column in zip(*chips, strict=True))
+        return Gallery(*columns)
+
+    def _fixed_pair(self, city: int, photo: int) -> Batch:
+        rng = np.random.default_rng([self.seed, 4, city, photo])
+        rendered = self.cities[city]
+        x_m, y_m, heading_deg, _ = rendered.poses[photo]
+        chip, is_valid, offset, centre = self._chip(rendered.aerials[0], x_m, y_m, rng)
+        canvas = torch.from_numpy(np.array(rendered.canvases[photo]))
+        return Batch(
+            canvas=canvas,
+            is_visible=torch.ones(canvas.shape[:2], dtype=torch.bool),
+            chip=torch.from_numpy(chip),
+            is_valid=torch.from_numpy(is_valid),
+            pose=torch.tensor([*offset, heading_deg % 360.0], dtype=torch.float32),
+            city=torch.tensor(city),
+            centre_m=torch.tensor(centre, dtype=torch.float32),
+            camera_m=torch.tensor([x_m, y_m], dtype=torch.float32),
+        )
+
+    def _chip(
+        self, aerial: NDArray[np.uint8], x_m: float, y_m: float, rng: np.random.Generator
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_], tuple[float, float], tuple[float, float]]:
+        """Cuts a chip so that the camera lies uniformly about its centre, as the setting wants.
+
+        Returns:
+            Chip, validity, the camera from the chip's centre, the chip's centre in the city.
+        """
+        gsd = self.config.gsd
+        reach_m = ALIGNED_REACH_M if self.setting == "aligned" else CHIP_PX * gsd / 4
+        x, y = x_m + rng.uniform(-reach_m, reach_m), y_m + rng.uniform(-reach_m, reach_m)
+        chip, is_valid, centre = cut_chip(aerial, x, y, gsd)
+        return chip, is_valid, (x_m - centre[0], y_m - centre[1]), centre
+
+
+def _centres(length_m: float, stride_m: float) -> NDArray[np.float64]:
+    """Centres of the stretches that cover a length; the last may reach beyond it."""
+    return np.asarray((np.arange(math.ceil(length_m / stride_m)) + 0.5) * stride_m)
+
+
+def cut_chip(
+    aerial: NDArray[np.uint8], x_m: float, y_m: float, gsd: float
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_], tuple[float, float]]:
+    """The chip about the pixel corner next to a point of the city; 0 beyond the imagery.
+
+    Args:
+        aerial: `(H, W, 3)`, row 0 = north.
+        x_m: east of the imagery's south-west corner.
+        y_m: north of it.
+        gsd: of the imagery.
+
+    Returns:
+        Chip, where it is valid, and its centre in metres.
+    """
+    height, width = aerial.shape[:2]
+    left, top = round(x_m / gsd) - CHIP_PX // 2, round(height - y_m / gsd) - CHIP_PX // 2
+    rows, columns = np.arange(top, top + CHIP_PX), np.arange(left, left + CHIP_PX)
+    is_valid = ((rows >= 0) & (rows < height))[:, None] & (columns >= 0) & (columns < width)
+    chip = aerial[rows.clip(0, height - 1)[:, None], columns.clip(0, width - 1)]
+    centre = ((left + CHIP_PX / 2) * gsd, (height - top - CHIP_PX / 2) * gsd)
+    return chip * is_valid[..., None], is_valid, centre
+
+
+def _stacked(items: Sequence[Batch]) -> Batch:
+    names = Batch.__dataclass_fields__
+    return Batch(*(torch.stack([getattr(item, name) for item in items]) for name in names))
+
+
+def aligned(batch: Batch) -> Batch:
+    """The same photos turned about their vertical until they look to the chip's up.
+
+    Canvases turn by whole columns, so a heading of at most half a column (0.35 deg) is left.
+    """
+    width = batch.canvas.shape[2]
+    turn = torch.round(-batch.pose[:, 2] * width / 360.0).long()
+    columns = (torch.arange(width)[None] + turn[:, None]) % width
+    rows = torch.arange(len(batch))[:, None]
+    pose = batch.pose.clone()
+    pose[:, 2] = (pose[:, 2] + turn * (360.0 / width)) % 360.0
+    return replace(
+        batch,
+        canvas=batch.canvas.transpose(1, 2)[rows, columns].transpose(1, 2).contiguous(),
+        is_visible=batch.is_visible.transpose(1, 2)[rows, columns].transpose(1, 2).contiguous(),
+        pose=pose,
+    )
+
+
+def study_cache(cache: Path, config: SyntheticConfig) -> Path:
+    """The folder of cities of one recipe; those of the shipped recipe lie in `cache` itself."""
+    if (config.city_m, config.photos_per_city, config.aerials_per_city) == (600.0, 700, 2):
+        return cache
+    name = f"{config.city_m:g}m-{config.photos_per_city}p-{config.aerials_per_city}a"
+    return cache / name
