@@ -28,19 +28,23 @@ from ciper.localize import (
     Localizer,
     posterior_of,
 )
+from ciper.metrics import coverage
 from ciper.model.load import Calibration, Model, export_weights, load_model
-from ciper.model.model import PhotoCode
+from ciper.model.model import PhotoCode, Shape
 from ciper.simulate import SimulateConfig, simulate
 
 Float = NDArray[np.floating[Any]]
 Progress = Callable[[str, int, int], None]
 
 COARSE_TEMPERATURES = (0.8, 1.0, 1.3)
-FINE_TEMPERATURES = (0.8, 1.1, 1.5)
+FINE_TEMPERATURES = (0.8, 1.1, 1.5, 2.0)
 UNREFINED_OFFSETS = (-2.0, 0.0, 2.0)
 FLOORS = (1e-4, 1e-3, 0.003, 0.01, 0.03, 0.1)
+LEVELS = (0.5, 0.9)
 # Weight of a missed coverage (0 to 1) against the mean log likelihood when a candidate is chosen.
 COVERAGE_WEIGHT = 4.0
+# Photos that see more of the horizon than this shape `Calibration.wide`, others `narrow`.
+WIDE_ABOVE = 0.5
 RIDGE = 1e-2
 
 
@@ -48,28 +52,32 @@ RIDGE = 1e-2
 class CalibrateConfig:
     """Which validation cities: their seeds, size, and photos of each camera in each city.
 
-    Own and foreign photos are equally many; `foreign_share` is what they count for, the share of
-    foreign photos among those that will be asked about.
+    Own and foreign photos are equally many; `foreign_share` is what the foreign ones count for:
+    their share among the photos that will be asked about.
     """
 
     seeds: tuple[int, ...] = (200_001, 200_002, 200_003)
     size_m: float = 1000.0
-    num_photos: int = 40
+    num_photos: int = 100
     cameras: tuple[str, ...] = ("panorama", "pinhole:90")
-    foreign_share: float = 1 / 3
+    foreign_share: float = 0.1
 
 
 @dataclass(frozen=True)
 class Case:
     """A photo of a city against its gallery under every candidate, all `(T,)`.
 
-    log_density: of the true place (per m^2) without a floor; level: its highest-density level;
+    log_density: of the true place (per m^2) without a floor.
+    denser_mass, credible_mass: see `Posterior.highest_density_masses`.
     area_m2: of the gallery.
+    visible_share: of the horizon.
     """
 
     log_density: Float
-    level: Float
+    denser_mass: Float
+    credible_mass: Float
     area_m2: float
+    visible_share: float = 1.0
 
 
 def ignore_progress(_what: str, _done: int, _total: int) -> None:
@@ -118,7 +126,10 @@ def calibrate(
         for number, city in enumerate(cities, start=1)
         for photo in _shown(city.own, progress, f"posterior, city {number}")
     ]
-    calibration = fit_posterior(cases)
+    calibration = Calibration(
+        wide=fit_shape([c for c in cases if c.visible_share > WIDE_ABOVE] or cases),
+        narrow=fit_shape([c for c in cases if c.visible_share <= WIDE_ABOVE] or cases),
+    )
     model = replace(model, calibration=calibration)
     features, is_right, is_own = [], [], []
     for number, city in enumerate(cities, start=1):
@@ -165,37 +176,34 @@ def prepare_city(
     )
 
 
-def fit_posterior(cases: Sequence[Case]) -> Calibration:
+def fit_shape(cases: Sequence[Case]) -> Shape:
     """The candidate and the floor under which the true places are most likely.
 
     The score is the mean log likelihood less a penalty for a coverage of the 50 % and 90 %
     regions that is off.
     """
     density = np.exp(np.array([c.log_density for c in cases]))
-    level = np.array([c.level for c in cases])
+    denser = np.array([c.denser_mass for c in cases])
+    credible = np.array([c.credible_mass for c in cases])
     area = np.array([c.area_m2 for c in cases])
     best = (-np.inf, 0, FLOORS[0])
     for floor in FLOORS:
         likelihood = np.log((1 - floor) * density + floor / area[:, None]).mean(0)
-        coverage = [((1 - floor) * level <= q).mean(0) for q in (0.5, 0.9)]
-        missed = np.abs(coverage[0] - 0.5) + np.abs(coverage[1] - 0.9)
-        score = likelihood - COVERAGE_WEIGHT * missed
+        missed = [
+            [abs(coverage((1 - floor) * low, (1 - floor) * high, q) - q) for q in LEVELS]
+            for low, high in zip(denser.T, credible.T, strict=True)
+        ]
+        score = likelihood - COVERAGE_WEIGHT * np.sum(missed, axis=1)
         index = int(score.argmax())
         best = max(best, (float(score[index]), index, floor))
     _, chosen, floor = best
     return replace(candidates()[chosen], floor=floor)
 
 
-def candidates() -> list[Calibration]:
+def candidates() -> list[Shape]:
     """The shapes of posterior that are tried, all without a floor."""
-    return [
-        Calibration(
-            coarse_temperature=coarse, fine_temperature=fine, unrefined_offset=offset, floor=0.0
-        )
-        for coarse, fine, offset in itertools.product(
-            COARSE_TEMPERATURES, FINE_TEMPERATURES, UNREFINED_OFFSETS
-        )
-    ]
+    tried = itertools.product(COARSE_TEMPERATURES, FINE_TEMPERATURES, UNREFINED_OFFSETS)
+    return [Shape(coarse, fine, offset, floor=0.0) for coarse, fine, offset in tried]
 
 
 def fit_logistic(
@@ -247,13 +255,15 @@ def posterior_case(localizer: Localizer, photo: PhotoPose) -> Case:
     """How a photo's posterior rates the truth under every candidate."""
     found = localizer.match(_code(localizer, photo))
     x_m, y_m = found.places.to_local(lat=photo.lat, lon=photo.lon)
-    density, level = [], []
-    for calibration in candidates():
+    density, masses = [], []
+    for shape in candidates():
+        calibration = Calibration(wide=shape, narrow=shape)
         posterior = posterior_of(found.evidence, found.places, calibration)
         density.append(posterior.log_density(x_m, y_m))
-        level.append(posterior.highest_density_level(x_m, y_m))
+        masses.append(posterior.highest_density_masses(x_m, y_m))
+    denser, credible = np.array(masses).T
     area_m2 = found.evidence.coarse[:, 0].size * found.places.coarse_m**2
-    return Case(np.array(density), np.array(level), area_m2)
+    return Case(np.array(density), denser, credible, area_m2, found.evidence.visible_share)
 
 
 def answer(localizer: Localizer, photo: PhotoPose) -> tuple[tuple[float, ...], float]:

@@ -9,14 +9,13 @@ file is ever executed, unlike a pickle.
 from __future__ import annotations
 
 import json
-import os
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ciper.errors import CheckpointError, OutputError
+from ciper.files import written_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +52,7 @@ def save_checkpoint(
     metadata = {"format": "pt", _HEADER_KEY: text, _CHECKSUM_KEY: _checksum(tensors)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _atomic(path) as unfinished:
+        with written_whole(path) as unfinished:
             # Not save_file: its files can be read by their owner alone.
             unfinished.write_bytes(save(tensors, metadata=metadata))
     except (OSError, SafetensorError) as error:
@@ -166,16 +165,3 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
         if flat.numel():
             value = zlib.crc32(flat.view(torch.uint8).numpy().data, value)
     return f"{value:08x}"
-
-
-@contextmanager
-def _atomic(path: Path) -> Iterator[Path]:
-    """Offer a neighbour of the path to write to; put it in place, or remove it after an error."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield unfinished
-        with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from ciper.errors import OutputError
+from ciper.files import written_whole
 from ciper.geo import forward
 
 Float = NDArray[np.floating[Any]]
@@ -44,14 +44,10 @@ def save_figure(figure: Figure, path: Path) -> None:
     """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor=figure.get_facecolor())
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with written_whole(path) as unfinished:
             unfinished.write_bytes(buffer.getvalue())
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(
             f"cannot write {path}: {error.strerror}; choose another place or free some space"

@@ -23,13 +23,14 @@ from ciper import metrics
 from ciper.data.photos import find_photos
 from ciper.data.poses import PhotoPose, read_poses
 from ciper.errors import CameraError, ConfigError, PhotoError
+from ciper.files import finished_folder
 from ciper.geo import LocalFrame
 from ciper.localize import Localization, Localizer, Match
 from ciper.model.load import Model
 from ciper.model.model import ChipFeatures
 from ciper.posterior import Places, Posterior
 from ciper.prior import Near, Prior
-from ciper.report import Evaluation, replaced_folder, write_report
+from ciper.report import Evaluation, check_replaceable, write_report
 from ciper.scoring import (
     EvaluateOptions,
     Found,
@@ -87,7 +88,8 @@ def evaluate(
     poses = _read_spec(spec)
     if gallery is None:
         raise ConfigError(f"{spec} needs a gallery to be found in; name it with --gallery")
-    with replaced_folder(Path(out)) as folder:
+    check_replaceable(Path(out))
+    with finished_folder(Path(out)) as folder:
         localizer = Localizer(gallery, model, device)
         foreign = _foreign_poses(options.foreign)
         queries = _ask(localizer, poses, options, seed, progress)
@@ -296,6 +298,7 @@ def _held_against(
     pose = posterior.places.pose(posterior.mode)
     x_m, y_m = LocalFrame(lat=truth.lat, lon=truth.lon).to_local(lat=pose.lat, lon=pose.lon)
     true_xy = posterior.places.to_local(lat=truth.lat, lon=truth.lon)
+    denser_mass, credible_mass = posterior.highest_density_masses(*true_xy)
     return Found(
         x_m=float(x_m),
         y_m=float(y_m),
@@ -305,7 +308,8 @@ def _held_against(
         confidence=confidence,
         in_gallery_prob=1.0 - posterior.outside_prob,
         features=features,
-        credible_mass=posterior.highest_density_level(*true_xy),
+        denser_mass=denser_mass,
+        credible_mass=credible_mass,
         log_density=posterior.log_density(*true_xy),
         radius_50_m=posterior.radius_m(0.5),
         radius_90_m=posterior.radius_m(0.9),

@@ -343,14 +343,15 @@ def crs_name(wkt: str) -> str:
 
 def posterior_of(evidence: Evidence, places: Places, calibration: Calibration) -> Posterior:
     """Calibrated posterior of a photo's evidence."""
+    shape = calibration.shape(evidence.visible_share)
     posterior = Posterior.from_logits(
         places,
         evidence.coarse,
         Refinement(evidence.chip, evidence.heading, evidence.row, evidence.column, evidence.fine),
-        coarse_temperature=calibration.coarse_temperature,
-        fine_temperature=calibration.fine_temperature,
-        unrefined_offset=calibration.unrefined_offset,
-        floor=calibration.floor,
+        coarse_temperature=shape.coarse_temperature,
+        fine_temperature=shape.fine_temperature,
+        unrefined_offset=shape.unrefined_offset,
+        floor=shape.floor,
     )
     return replace(posterior, says_heading=evidence.says_heading)
 
@@ -363,7 +364,7 @@ def confidence_features(
     Returns:
         Log odds of the mass within 5 m of the answer; how far its coarse evidence stands out of the
         mean over the places that the prior leaves; how much more than other modes the fine level
-        confirms it.
+        confirms it; and the share of the horizon that the photo sees.
     """
     mode = posterior.mode
     mass = min(max(posterior.prob_within(CONFIDENT_WITHIN_M, mode.x_m, mode.y_m), 1e-6), 1 - 1e-6)
@@ -380,6 +381,7 @@ def confidence_features(
         float(np.log(mass / (1 - mass))),
         float(coarse[best] - mean),
         float(added[best] - np.median(added)),
+        evidence.visible_share,
     )
 
 

@@ -286,15 +286,23 @@ def baseline_answers(
 # --- calibration ----------------------------------------------------------------------------------
 
 
-def coverage(credible_mass: ArrayLike, level: float) -> float:
+def coverage(denser_mass: ArrayLike, credible_mass: ArrayLike, level: float) -> float:
     """Fraction of the truths inside the highest-density region that holds `level` of the mass.
 
+    Where the region ends inside the true place (or among places of its density), the truth counts
+    for the share of that place that the region takes: a sharp posterior, whose first place holds
+    more than `level`, would otherwise be covered always.
+
     Args:
-        credible_mass: (N,) for each query the mass of the places denser than the true one, as
-            `Posterior.highest_density_level` gives it, in [0, 1]; NaN lies in no region.
+        denser_mass: (N,) for each query the mass of the places denser than the true one, in
+            [0, 1], as `Posterior.highest_density_masses` gives it; NaN lies in no region.
+        credible_mass: (N,) the mass of the places at least as dense as the true one.
         level: For example 0.9.
     """
-    return _mean(np.asarray(credible_mass, np.float64) <= level)
+    low, high = np.asarray(denser_mass, np.float64), np.asarray(credible_mass, np.float64)
+    width = np.maximum(high - low, np.finfo(np.float64).tiny)
+    share = np.where(high <= level, 1.0, (level - low).clip(0.0) / width)
+    return _mean(np.where(np.isnan(low + high), 0.0, share))
 
 
 def expected_calibration_error(
@@ -356,6 +364,7 @@ def auroc(positive_scores: ArrayLike, negative_scores: ArrayLike) -> float:
 
 def calibration_metrics(
     *,
+    denser_mass: ArrayLike,
     credible_mass: ArrayLike,
     radius_90_m: ArrayLike,
     confidence: ArrayLike,
@@ -365,6 +374,7 @@ def calibration_metrics(
     """The ``calibration`` part of metrics.json, all (N,).
 
     Args:
+        denser_mass: As in `coverage`.
         credible_mass: As in `coverage`.
         radius_90_m: Radius about the answer that holds 90 % of the mass; NaN if it has none.
         confidence: Probability that the answer lies within 5 m of the truth and the place is in
@@ -375,8 +385,8 @@ def calibration_metrics(
     """
     is_correct = np.asarray(position_error_m, np.float64) < CORRECT_WITHIN_M
     return {
-        "coverage_50": coverage(credible_mass, 0.5),
-        "coverage_90": coverage(credible_mass, 0.9),
+        "coverage_50": coverage(denser_mass, credible_mass, 0.5),
+        "coverage_90": coverage(denser_mass, credible_mass, 0.9),
         "median_radius_90_m": _median(_infinite_if_nan(radius_90_m)),
         "ece": expected_calibration_error(confidence, is_correct),
         "aurc": risk_coverage_area(confidence, is_correct),

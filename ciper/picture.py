@@ -41,7 +41,8 @@ from ciper.errors import GalleryError, OutputError, RasterError
 from ciper.gallery.store import Gallery
 from ciper.geo import LocalFrame, Pose, forward, wrap_signed_deg
 from ciper.localize import Localization, Localizer
-from ciper.posterior import NUM_FINE, Posterior
+from ciper.pose_grid import NUM_FINE
+from ciper.posterior import Posterior
 
 Float = NDArray[np.floating[Any]]
 Rgb = NDArray[np.uint8]

@@ -178,8 +178,9 @@ def _draw_calibration(
     ax = _axes(figure, "Credible regions", "mass of the region", "truths inside", (1, 3, 1))
     ax.plot([0, 1], [0, 1], color=FAINT, ls=":", lw=1.3)
     for block in blocks:
-        mass = [found.credible_mass for found in answers_of(queries, FOUND[block])]
-        covered = [metrics.coverage(mass, float(level)) for level in LEVELS]
+        found = answers_of(queries, FOUND[block])
+        masses = [f.denser_mass for f in found], [f.credible_mass for f in found]
+        covered = [metrics.coverage(*masses, float(level)) for level in LEVELS]
         ax.plot(LEVELS, covered, color=COLORS[block], lw=2.2, label=NAMES[block])
     _legend(ax, "upper left")
     confidence = np.array([found.confidence for found in answers_of(queries, "whole")])

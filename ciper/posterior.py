@@ -17,16 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ciper.geo import LocalFrame, Pose, wrap_deg, wrap_signed_deg
+from ciper.pose_grid import (
+    CELLS_PER_CHIP,
+    COARSE_M,
+    FINE_STEP_DEG,
+    HEADING_STEP_DEG,
+    NUM_COARSE,
+    NUM_FINE,
+    NUM_HEADINGS,
+    window_cells,
+    window_steps,
+)
 
 Float = NDArray[np.floating[Any]]
 Int = NDArray[np.int64]
 
-COARSE_M = 4.0  # of chips of 128 m; `Places.coarse_m` says it of any
-CELLS_PER_CHIP = 32
-NUM_COARSE, NUM_FINE = 16, 32
-NUM_HEADINGS = 32
-HEADING_STEP_DEG = 360.0 / NUM_HEADINGS
-FINE_STEP_DEG = HEADING_STEP_DEG / 4
 # Share of a neighbouring coarse heading that a window's 9 fine headings reach into.
 NEIGHBOUR_SHARE = (9 * FINE_STEP_DEG - HEADING_STEP_DEG) / 2 / HEADING_STEP_DEG
 
@@ -102,18 +107,17 @@ class Refinement:
     @property
     def heading_deg(self) -> Float:
         """`(W, 9)` headings."""
-        steps = 4 * self.heading[:, None] + np.arange(-4, 5)
-        return np.asarray(steps * FINE_STEP_DEG % 360.0, dtype=np.float64)
+        return np.asarray(window_steps(self.heading) * FINE_STEP_DEG % 360.0, dtype=np.float64)
 
     @property
     def rows(self) -> Int:
         """`(W, 6)` fine rows in the chip's central 32; outside 0..31 there is no mass."""
-        return 2 * self.row[:, None] + np.arange(-2, 4)
+        return window_cells(self.row)
 
     @property
     def columns(self) -> Int:
         """`(W, 6)` fine columns, likewise."""
-        return 2 * self.column[:, None] + np.arange(-2, 4)
+        return window_cells(self.column)
 
 
 @dataclass(frozen=True)
@@ -271,18 +275,20 @@ class Posterior:
         index = min(int(np.searchsorted(mass, level * mass[-1])), len(order) - 1)
         return float(max(distance[order][index], self.places.fine_m / 2))
 
-    def highest_density_level(self, x_m: float, y_m: float) -> float:
-        """Mass of all places denser than the one at a point; 1 outside the chips' central parts.
+    def highest_density_masses(self, x_m: float, y_m: float) -> tuple[float, float]:
+        """Mass of all places denser than the one at a point, and of all at least as dense.
 
-        The point lies in the highest-density region of every level above this one.
+        Highest-density regions up to the first hold nothing of the point's place, those from the
+        second on all of it; between them they take a growing share of it. Outside the chips'
+        central parts both are 1.
         """
         place = self.place_at(x_m, y_m)
         if place is None:
-            return 1.0
+            return 1.0, 1.0
         density = self.place_prob[place]
         prob = self.place_prob.ravel()
-        # Half of the ties (the place itself at least) count: mid-ranks keep levels uniform.
-        return float(prob[prob > density].sum() + 0.5 * prob[prob == density].sum())
+        denser = float(prob[prob > density].sum())
+        return denser, denser + float(prob[prob == density].sum())
 
     def place_at(self, x_m: float, y_m: float) -> tuple[int, int, int] | None:
         """Chip, row and column of the place that holds a point."""
@@ -367,7 +373,7 @@ class Posterior:
         near = (slice(None), slice(max(i - 2, 0), i + 3), slice(max(j - 2, 0), j + 3))
         weight = prob[near] / max(prob[near].sum(), 1e-300)
         x, y = self.fine_xy
-        step = 4 * r.heading[window] + np.arange(-4, 5)
+        step = window_steps(r.heading[window])
         return Hypothesis(
             x_m=float((weight.sum((0, 1)) * x[window, i, near[2]]).sum()),
             y_m=float((weight.sum((0, 2)) * y[window, near[1], j]).sum()),
@@ -415,7 +421,7 @@ def _window_logits(logits: Float) -> Float:
 
 def _is_first(refinement: Refinement) -> NDArray[np.bool_]:
     """`(W, 9, 6, 6)`: no window before holds the same cell, which must not count twice."""
-    heading = (4 * refinement.heading[:, None] + np.arange(-4, 5)) % (4 * NUM_HEADINGS)
+    heading = window_steps(refinement.heading) % (4 * NUM_HEADINGS)
     cell = refinement.chip[:, None] * (4 * NUM_HEADINGS) + heading
     cell = cell[:, :, None] * (2 * NUM_FINE) + refinement.rows[:, None, :] + NUM_FINE // 2
     cell = cell[..., None] * (2 * NUM_FINE) + refinement.columns[:, None, None, :] + NUM_FINE // 2

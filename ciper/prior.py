@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from ciper.errors import GalleryError
 from ciper.geo import check_lat_lon, wrap_signed_deg
-from ciper.posterior import HEADING_STEP_DEG, NUM_COARSE, NUM_HEADINGS, Places
+from ciper.pose_grid import HEADING_STEP_DEG, NUM_COARSE, NUM_HEADINGS
+from ciper.posterior import Places
 
 Float = NDArray[np.floating[Any]]
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ import pyarrow.parquet
 from ciper import plots
 from ciper.data.preprocess import read_photo
 from ciper.errors import OutputError
+from ciper.files import is_free
 from ciper.localize import Localizer
 from ciper.picture import answer_picture
 from ciper.scoring import Query, Setting, errors_of, table_of
@@ -60,50 +58,17 @@ class Evaluation:
     foreign_confidence: Sequence[float]
 
 
-@contextmanager
-def replaced_folder(out: Path) -> Iterator[Path]:
-    """A new folder beside `out` that takes its place when the block ends well, else vanishes.
+def check_replaceable(out: Path) -> None:
+    """Refuse a place that holds anything but an older report.
 
     Raises:
-        OutputError: `out` is neither free nor empty nor a report, or cannot be written.
+        OutputError: it is neither free nor a report.
     """
-    _check_replaceable(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.tmp-", dir=out.parent))
-    except OSError as error:
-        raise OutputError(
-            f"cannot write beside {out}: {error.strerror}; choose another place"
-        ) from error
-    try:
-        yield folder
-        folder.chmod(0o755)  # mkdtemp lets nobody else read
-        _put_in_place(folder, out)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {out}: {error.strerror or error}; free some space or go elsewhere"
-        ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _check_replaceable(out: Path) -> None:
     is_report = all((out / name).is_file() for name in (METRICS, TEXT))
-    is_free = not out.exists() or (out.is_dir() and not any(out.iterdir()))
-    if not (is_free or is_report):
+    if not (is_report or is_free(out)):
         raise OutputError(
             f"{out} exists and is not a report of ciper evaluate; name a new folder or remove it"
         )
-
-
-def _put_in_place(folder: Path, out: Path) -> None:
-    if not out.exists():
-        folder.replace(out)
-        return
-    old = folder.with_name(folder.name + "-old")
-    out.replace(old)
-    folder.replace(out)
-    shutil.rmtree(old)
 
 
 def write_report(folder: Path, evaluation: Evaluation, progress: Progress) -> None:

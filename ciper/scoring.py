@@ -73,7 +73,8 @@ class Found:
         says_heading: whether the model knows anything of headings at all.
         confidence, in_gallery_prob: probabilities that the answer states of itself.
         features: what the confidence rests on.
-        credible_mass: of the places denser than the true one, `Posterior.highest_density_level`.
+        denser_mass, credible_mass: of the places denser than the true one, and of those at least
+            as dense, see `Posterior.highest_density_masses`.
         log_density: at the true position, per square metre.
         radius_50_m, radius_90_m, heading_sigma_deg: the answer's spread.
         seconds: of work.
@@ -87,6 +88,7 @@ class Found:
     confidence: float = 0.0
     in_gallery_prob: float = 0.0
     features: tuple[float, ...] = (np.nan, np.nan, np.nan)
+    denser_mass: float = 1.0
     credible_mass: float = 1.0
     log_density: float = -np.inf
     radius_50_m: float = np.nan
@@ -236,6 +238,7 @@ def calibration_figures(queries: Sequence[Query], name: str) -> dict[str, float]
     """`metrics.calibration_metrics` of the answers `whole`, `near` or `in_chip`."""
     found = answers_of(queries, name)
     return metrics.calibration_metrics(
+        denser_mass=[f.denser_mass for f in found],
         credible_mass=[f.credible_mass for f in found],
         radius_90_m=[f.radius_90_m for f in found],
         confidence=[f.confidence for f in found],
@@ -374,8 +377,9 @@ def _error_columns(queries: Sequence[Query], name: str) -> Mapping[str, list[Any
 def _answer_columns(queries: Sequence[Query], name: str) -> Mapping[str, list[Any]]:
     found = answers_of(queries, name)
     names = (
-        "lat", "lon", "heading_deg", "confidence", "in_gallery_prob", "credible_mass",
-        "log_density", "radius_50_m", "radius_90_m", "heading_sigma_deg", "seconds",
+        "lat", "lon", "heading_deg", "confidence", "in_gallery_prob", "denser_mass",
+        "credible_mass", "log_density", "radius_50_m", "radius_90_m", "heading_sigma_deg",
+        "seconds",
     )  # fmt: skip
     columns = {n: _finite([getattr(f, n) for f in found]) for n in names}
     features = np.array([f.features for f in found], dtype=np.float64)

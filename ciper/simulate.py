@@ -8,10 +8,7 @@ is written in that place's UTM zone, whose grid north is not true north.
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +30,7 @@ from ciper.data.nadir import NadirConfig, cut_nadir_photos
 from ciper.data.poses import PhotoPose, write_poses
 from ciper.data.preprocess import reproject
 from ciper.errors import ConfigError, OutputError
+from ciper.files import finished_folder, is_free
 from ciper.geo import LocalFrame
 from ciper.metadata import gpano_xmp, photo_exif
 
@@ -132,7 +130,9 @@ def simulate(
     """
     out = Path(out)
     tell = progress or (lambda _what, _done, _total: None)
-    with _finished_folder(out) as folder:
+    if not is_free(out):
+        raise OutputError(f"{out} exists and is not empty; name a new folder or remove it")
+    with finished_folder(out, RasterioError) as folder:
         (folder / "photos").mkdir()
         if config.rasters:
             poses = _photograph_rasters(folder, config, config.rasters, tell)
@@ -141,31 +141,6 @@ def simulate(
         write_poses(folder / "poses.csv", poses)
     aerial = None if config.rasters else out / "aerial.tif"
     return SimulateResult(out, aerial, out / "poses.csv", len(poses))
-
-
-@contextmanager
-def _finished_folder(out: Path) -> Iterator[Path]:
-    """A new folder beside `out` that takes its name when the block ends well, else vanishes."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise OutputError(f"{out} exists and is not empty; name a new folder or remove it")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{out.name}.tmp-", dir=out.parent))
-    except OSError as error:
-        raise OutputError(
-            f"cannot write beside {out}: {error.strerror}; choose another place"
-        ) from error
-    try:
-        yield folder
-        folder.chmod(0o755)  # mkdtemp lets nobody else read
-        folder.replace(out)
-    except (OSError, RasterioError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(
-            f"cannot write {out}: {reason}; free some space or go elsewhere"
-        ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 # ------------------------------------------------------------------------------------------- city

@@ -11,7 +11,7 @@ from ciper.calibrate import (
     Case,
     candidates,
     fit_logistic,
-    fit_posterior,
+    fit_shape,
 )
 from ciper.localize import logistic
 
@@ -50,15 +50,16 @@ def test_a_posterior_with_honest_levels_win_over_equally_likely_dishonest_ones()
     rng = np.random.default_rng(0)
     cases = []
     for _ in range(400):
-        level = np.full(len(shapes), 0.99)
-        level[honest] = rng.random()
-        cases.append(Case(np.full(len(shapes), -5.0), level, area_m2=1e6))
-    assert replace(fit_posterior(cases), floor=0.0) == shapes[honest]
+        mass = np.full(len(shapes), 0.99)
+        mass[honest] = rng.random()
+        cases.append(Case(np.full(len(shapes), -5.0), mass, mass, area_m2=1e6))
+    assert replace(fit_shape(cases), floor=0.0) == shapes[honest]
 
 
 def test_a_floor_is_raised_when_the_evidence_misleads() -> None:
     num = len(candidates())
-    right = [Case(np.full(num, -2.0), np.full(num, 0.3), 1e6) for _ in range(80)]
-    misled = [Case(np.full(num, -60.0), np.full(num, 1.0), 1e6) for _ in range(20)]
-    assert fit_posterior([*right, *misled]).floor >= 0.03
-    assert fit_posterior(right).floor <= 0.01
+    low, high = np.full(num, 0.2), np.full(num, 0.4)
+    right = [Case(np.full(num, -2.0), low, high, 1e6) for _ in range(80)]
+    misled = [Case(np.full(num, -60.0), np.ones(num), np.ones(num), 1e6) for _ in range(20)]
+    assert fit_shape([*right, *misled]).floor >= 0.03
+    assert fit_shape(right).floor <= 0.01

@@ -268,8 +268,8 @@ def test_options_that_make_no_sense() -> None:
 def query(x_m: float, y_m: float, heading_deg: float, *, chip: int = 0, **more: Any) -> Query:
     """A camera in the middle of three chips that looks east; the answer is given about it."""
     pose = PhotoPose(Path("a.jpg"), lat=60.0, lon=24.0, heading_deg=90.0)
-    whole = Found(x_m=x_m, y_m=y_m, heading_deg=heading_deg, confidence=0.7, credible_mass=0.4,
-                  log_density=-3.0, radius_90_m=5.0)  # fmt: skip
+    whole = Found(x_m=x_m, y_m=y_m, heading_deg=heading_deg, confidence=0.7, denser_mass=0.4,
+                  credible_mass=0.4, log_density=-3.0, radius_90_m=5.0)  # fmt: skip
     return Query(pose, chip, whole=whole, rank=more.pop("rank", 0), **more)
 
 

@@ -21,6 +21,7 @@ from ciper.model.hypotheses import (
 )
 from ciper.model.load import Calibration
 from ciper.model.matcher import Evidence
+from ciper.model.model import Shape
 from ciper.posterior import Places, Posterior
 from ciper.prior import Heading, Prior
 
@@ -56,7 +57,7 @@ def posterior(
 ) -> Posterior:
     found = evidence(chip_logit, poses, spread, chip_m, **options)
     places = chips_in_a_row(len(chip_logit), chip_m)
-    return posterior_of(found, places, Calibration(floor=1e-4))
+    return posterior_of(found, places, Calibration(wide=Shape(floor=1e-4)))
 
 
 @pytest.mark.parametrize("chip_m", SIDES_M)

@@ -24,6 +24,7 @@ from ciper.localize import (
 )
 from ciper.model.load import Calibration, load_model
 from ciper.model.matcher import Evidence
+from ciper.model.model import Shape
 from ciper.prior import Heading, Near, Prior
 
 
@@ -189,7 +190,7 @@ def test_the_outcome_follows_the_probability(small_world: SmallWorld) -> None:
     model = load_model(small_world.weights, "cpu")
     photo = small_world.poses[0].photo
     for constant, is_in in ((-3.0, False), (3.0, True)):
-        calibration = Calibration(in_gallery=(constant, 0.0, 0.0, 0.0))
+        calibration = Calibration(in_gallery=(constant, 0.0, 0.0, 0.0, 0.0))
         localizer = Localizer(small_world.gallery, replace(model, calibration=calibration))
         found = localizer.localize(photo)
         assert found.is_in_gallery is is_in
@@ -217,15 +218,18 @@ def test_confidence_features_by_hand() -> None:
     places = np.zeros(2, dtype=np.int64)
     chosen = np.array([0, 8]), np.array([8, 3]), np.array([8, 3])
     evidence = Evidence(coarse, places, *chosen, fine)
-    posterior = posterior_of(evidence, row_of_chips(1), Calibration(floor=0.0))
-    mass, above, confirmed = confidence_features(evidence, posterior, None)
+    posterior = posterior_of(evidence, row_of_chips(1), Calibration(wide=Shape(floor=0.0)))
+    mass, above, confirmed, share = confidence_features(evidence, posterior, None)
+    assert share == 1.0
     assert mass > 1.0
     mean = np.log(np.exp(coarse.astype(float)).mean())
     assert above == pytest.approx(3.0 - mean, abs=1e-4)
     assert confirmed == pytest.approx(4.0 - (4.0 + 0.5) / 2)
     # A prior that leaves everything changes nothing.
     flat = np.full_like(coarse, -1.25)
-    assert confidence_features(evidence, posterior, flat) == pytest.approx((mass, above, confirmed))
+    assert confidence_features(evidence, posterior, flat) == pytest.approx(
+        (mass, above, confirmed, 1.0)
+    )
 
 
 def test_logistic_by_hand() -> None:

@@ -22,7 +22,8 @@ from ciper.model.decoder import (
     Windows,
 )
 from ciper.model.load import Calibration
-from ciper.model.matcher import MatchConfig, best_poses, fine_cells, match
+from ciper.model.matcher import MatchConfig, best_poses, match
+from ciper.model.model import Shape
 from ciper.model.network import GroundCode
 
 Floats = NDArray[np.float64]
@@ -203,6 +204,7 @@ def planted_match(pose: tuple[float, float, float], chip: int, **options: Any) -
         descriptor=torch.zeros(num_views, 64),
         polar_coarse=tensor(coarse[None]).expand(num_views, -1, -1, -1),
         polar_fine=tensor(fine[None]).expand(num_views, -1, -1, -1),
+        visible_share=torch.ones(num_views),
     )
     network: Any = SimpleNamespace(correlation=CORRELATION, refiner=None)
     return match(
@@ -221,7 +223,9 @@ def planted_match(pose: tuple[float, float, float], chip: int, **options: Any) -
 )
 def test_a_planted_pose_becomes_the_answer(pose: tuple[float, float, float], chip: int) -> None:
     evidence = planted_match(pose, chip)
-    posterior = posterior_of(evidence, row_of_chips(3), Calibration(floor=0.001))
+    posterior = posterior_of(
+        evidence, row_of_chips(3), Calibration(wide=Shape(floor=0.001), narrow=Shape(floor=0.001))
+    )
     mode = posterior.mode
     assert mode.chip == chip
     assert mode.x_m - (chip - 1) * 64.0 == pytest.approx(pose[0], abs=1.0)
@@ -275,12 +279,6 @@ def test_windows_at_the_border_hold_nothing_outside() -> None:
     assert np.isneginf(evidence.fine[first, :, :2]).all()
     assert np.isneginf(evidence.fine[first, :, :, 4:]).all()
     assert np.isfinite(evidence.fine[first, :, 2:, :4]).all()
-
-
-def test_fine_cells_of_a_window_tile_its_coarse_cells() -> None:
-    rows, columns = fine_cells(np.array([0, 7]), np.array([15, 7]))
-    assert rows.tolist() == [[-2, -1, 0, 1, 2, 3], [12, 13, 14, 15, 16, 17]]
-    assert columns.tolist() == [[28, 29, 30, 31, 32, 33], [12, 13, 14, 15, 16, 17]]
 
 
 def test_best_poses_are_high_and_apart() -> None:

@@ -285,8 +285,17 @@ def test_baselines_know_nothing_but_the_rectangle() -> None:
 
 def test_coverage_by_hand() -> None:
     mass = [0.1, 0.5, 0.7, 0.9, 0.95, NAN]
-    assert coverage(mass, 0.5) == pytest.approx(2 / 6)
-    assert coverage(mass, 0.9) == pytest.approx(4 / 6)
+    assert coverage(mass, mass, 0.5) == pytest.approx(2 / 6)
+    assert coverage(mass, mass, 0.9) == pytest.approx(4 / 6)
+
+
+def test_a_region_that_ends_inside_the_true_place_covers_a_share_of_it() -> None:
+    # A first place of 60 %: the 50 % region is five sixths of it.
+    assert coverage([0.0], [0.6], 0.5) == pytest.approx(5 / 6)
+    assert coverage([0.6], [1.0], 0.5) == 0.0
+    # So whoever lies there in 60 % of the cases is covered in 50 %.
+    assert coverage([0.0] * 6 + [0.6] * 4, [0.6] * 6 + [1.0] * 4, 0.5) == pytest.approx(0.5)
+    assert coverage([1.0], [1.0], 0.9) == 0.0
 
 
 def test_calibration_error_by_hand() -> None:
@@ -356,6 +365,7 @@ def test_auroc_needs_both_kinds() -> None:
 
 def test_calibration_metrics_by_hand() -> None:
     figures = calibration_metrics(
+        denser_mass=[0.1, 0.4, 0.8, NAN],
         credible_mass=[0.2, 0.6, 0.95, NAN],
         radius_90_m=[2.0, 4.0, 8.0, NAN],
         confidence=[1.0, 1.0, 0.0, 0.0],
@@ -363,8 +373,9 @@ def test_calibration_metrics_by_hand() -> None:
         log_density=[-1.0, -2.0, -3.0, -6.0],
     )
     assert figures == {
-        "coverage_50": 0.25,
-        "coverage_90": 0.5,
+        # 0.5 lies halfway into the second place, 0.9 two thirds into the third.
+        "coverage_50": pytest.approx((1 + 1 / 2) / 4),
+        "coverage_90": pytest.approx((1 + 1 + 2 / 3) / 4),
         "median_radius_90_m": 6.0,
         "ece": 0.0,
         "aurc": pytest.approx((0 + 0 + 1 / 3 + 2 / 4) / 4),

@@ -11,6 +11,7 @@ from ciper.checkpoint import load_checkpoint, save_checkpoint
 from ciper.errors import CheckpointError
 from ciper.model.encoder import Stem, fold_pixels, metre_encoding, ray_encoding
 from ciper.model.load import Calibration, export_weights, load_model, places_with_imagery
+from ciper.model.model import Shape
 from ciper.model.network import Network, NetworkConfig, normalise
 
 
@@ -159,7 +160,9 @@ def test_places_with_imagery_are_in_reading_order() -> None:
 
 
 def test_exported_weights_are_smaller_and_say_the_same(tiny_weights: Path, tmp_path: Path) -> None:
-    calibration = Calibration(coarse_temperature=1.5, confidence=(0.1, 0.2, 0.3, 0.4))
+    calibration = Calibration(
+        wide=Shape(coarse_temperature=1.5), confidence=(0.1, 0.2, 0.3, 0.4, 0.5)
+    )
     out = tmp_path / "small" / "model.safetensors"
     export_weights(tiny_weights, out, calibration)
     assert out.stat().st_size < 0.6 * tiny_weights.stat().st_size

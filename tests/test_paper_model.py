@@ -30,7 +30,7 @@ from ciper.geo import heading_error_deg
 from ciper.index import build_index
 from ciper.localize import Localizer, posterior_of
 from ciper.model.load import Calibration, PaperModel, load_model
-from ciper.model.model import ChipFeatures
+from ciper.model.model import ChipFeatures, Shape
 from ciper.model.paper import PaperGround, PaperNetwork
 from ciper.model.paper_model import north_in_the_middle
 from ciper.model.released import Origin
@@ -215,7 +215,7 @@ class FakeNetwork:
 
 def fake_model(logit: list[float], pose: list[tuple[float, ...]], **options: Any) -> PaperModel:
     network: Any = FakeNetwork(logit, pose)
-    calibration = Calibration(position_sigma_m=1.0, heading_sigma_deg=3.0, floor=1e-4)
+    calibration = Calibration(wide=Shape(floor=1e-4), position_sigma_m=1.0, heading_sigma_deg=3.0)
     return PaperModel(network, "fake", "0" * 64, calibration, **options)
 
 

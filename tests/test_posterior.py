@@ -5,6 +5,7 @@ import pytest
 from posterior_helpers import Floats, peak, posterior_from, row_of_chips
 
 from ciper.geo import LocalFrame, heading_error_deg, wrap_signed_deg
+from ciper.metrics import coverage
 from ciper.posterior import Hypothesis, Places, Posterior, Refinement
 
 TWO = row_of_chips(2)
@@ -93,9 +94,9 @@ def test_credible_levels_are_uniform_on_the_posteriors_own_samples() -> None:
 
     posterior = posterior_from(TWO, both, floor=0.05)
     samples = posterior.sample(2000, np.random.default_rng(0))
-    levels = np.array([posterior.highest_density_level(x, y) for x, y, _ in samples])
+    masses = np.array([posterior.highest_density_masses(x, y) for x, y, _ in samples]).T
     for level in (0.25, 0.5, 0.75, 0.9):
-        assert np.mean(levels <= level) == pytest.approx(level, abs=0.035)
+        assert coverage(*masses, level) == pytest.approx(level, abs=0.035)
     distance = np.hypot(samples[:, 0] - posterior.mode.x_m, samples[:, 1] - posterior.mode.y_m)
     for level in (0.5, 0.9):
         # A circle of places holds slightly more or less at its rim.
@@ -156,8 +157,8 @@ def test_radii_and_levels_by_hand() -> None:
     assert posterior.radius_m(0.9) == pytest.approx(20.0)
     assert posterior.prob_within(5.0, mode.x_m, mode.y_m) == pytest.approx(0.6)
     assert posterior.prob_within(20.5, mode.x_m, mode.y_m) == pytest.approx(1.0)
-    assert posterior.highest_density_level(mode.x_m, mode.y_m) == pytest.approx(0.3)
-    assert posterior.highest_density_level(5.0, -1.0) == pytest.approx(0.6 + 0.2)
+    assert posterior.highest_density_masses(mode.x_m, mode.y_m) == pytest.approx((0.0, 0.6))
+    assert posterior.highest_density_masses(5.0, -1.0) == pytest.approx((0.6, 1.0))
     assert posterior.log_density(mode.x_m, mode.y_m) == pytest.approx(np.log(0.6 / 4))
     assert posterior.log_density(10.0, 20.0) == -np.inf
     assert [h.prob for h in posterior.hypotheses] == [pytest.approx(0.6), pytest.approx(0.4)]
@@ -167,7 +168,7 @@ def test_a_place_outside_has_no_density_and_lies_in_no_region() -> None:
     posterior = posterior_from(TWO, peak(20.0, 0.0, 0.0))
     for x_m, y_m in ((66.0, 0.0), (0.0, -34.0), (-500.0, 0.0)):
         assert posterior.place_at(x_m, y_m) is None
-        assert posterior.highest_density_level(x_m, y_m) == 1.0
+        assert posterior.highest_density_masses(x_m, y_m) == (1.0, 1.0)
         assert posterior.log_density(x_m, y_m) == -np.inf
     assert posterior.place_at(-63.0, 31.0) == (0, 0, 0)
     assert posterior.place_at(63.0, -31.0) == (1, 31, 31)

@@ -21,6 +21,7 @@ from ciper.data.synthetic import SyntheticConfig, find_city, render_city
 from ciper.errors import ConfigError, OutputError
 from ciper.model.criterion import CriterionConfig
 from ciper.model.load import Calibration, export_weights, load_model
+from ciper.model.model import Shape
 from ciper.model.network import NetworkConfig
 from ciper.train import OptimConfig, Run, TrainConfig, open_data, train, training_steps
 from ciper.training.recipe import learning_rate, narrow_shares
@@ -226,7 +227,9 @@ def test_metrics_are_logged_and_weights_exported(cache: Path, tmp_path: Path) ->
         "eta_s",
     } <= set(rows[0])
     assert list((tmp_path / "run").glob("events.*"))
-    calibration = Calibration(coarse_temperature=1.3, confidence=(1.0, 2.0, 3.0, 4.0))
+    calibration = Calibration(
+        wide=Shape(coarse_temperature=1.3), confidence=(1.0, 2.0, 3.0, 4.0, 5.0)
+    )
     out = tmp_path / "tiny" / "model.safetensors"
     export_weights(checkpoint, out, calibration)
     model = load_model(out, "cpu")

@@ -223,16 +223,14 @@ def write_poses(path: str | Path, poses: Iterable[PhotoPose]) -> None:
     path, rows = Path(path), tuple(poses)
     has_range = any(getattr(row, name) is not None for row in rows for name in OPTIONAL_COLUMNS)
     columns = COLUMNS + OPTIONAL_COLUMNS if has_range else COLUMNS
-    unfinished = path.with_name(path.name + ".tmp")
+    lines = [columns, *([_text(row, name, path.parent) for name in columns] for row in rows)]
     try:
-        with unfinished.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(columns)
-            for row in rows:
-                writer.writerow([_text(row, name, path.parent) for name in columns])
-        unfinished.replace(path)
+        with (
+            written_whole(path) as unfinished,
+            unfinished.open("w", encoding="utf-8", newline="") as file,
+        ):
+            csv.writer(file, lineterminator="\n").writerows(lines)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise OutputError(f"cannot write {path}: {error.strerror}; choose another place") from error
 
 

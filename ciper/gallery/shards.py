@@ -21,6 +21,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from ciper.errors import GalleryDamagedError, OutputError
+from ciper.files import written_whole
 
 FEATURES = ("descriptors", "coarse", "fine")
 
@@ -81,20 +82,12 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
     Raises:
         OutputError: the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with written_whole(path) as unfinished:
+            unfinished.write_bytes(data)
         sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise output_error(path, error) from error
-    except KeyboardInterrupt:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def sync_folder(folder: Path) -> None:

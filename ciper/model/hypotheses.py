@@ -22,12 +22,14 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp, ndtr
 
 from ciper.geo import wrap_signed_deg
-from ciper.model.matcher import Evidence, MatchConfig, best_poses, fine_cells, possible_cells
-from ciper.posterior import (
+from ciper.model.matcher import Evidence, MatchConfig, best_poses, possible_cells
+from ciper.pose_grid import (
     FINE_STEP_DEG,
     HEADING_STEP_DEG,
     NUM_COARSE,
     NUM_HEADINGS,
+    window_cells,
+    window_steps,
 )
 
 Float = NDArray[np.floating[Any]]
@@ -143,8 +145,8 @@ class _Mixture:
 
     def window(self, chip: int, heading: int, row: int, column: int) -> Float:
         """`(9, 6, 6)` of the fine cells about a coarse cell."""
-        steps = (4 * heading + np.arange(-4, 5)) * FINE_STEP_DEG
-        rows, columns = (cells[0] for cells in fine_cells(np.array([row]), np.array([column])))
+        steps = window_steps(heading) * FINE_STEP_DEG
+        rows, columns = window_cells(row), window_cells(column)
         found = np.flatnonzero(self.poses.chip == chip)
         if len(found):
             return self._of_cells(int(found[0]), steps, rows, columns, parts=2)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ciper.model.decoder import COARSE, WINDOW_CELLS, Windows
 from ciper.model.network import GroundCode, Network
 from ciper.model.refine import window_candidates
+from ciper.pose_grid import window_cells
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
@@ -47,6 +48,7 @@ class Evidence:
         the 3 x 3 coarse cells around the coarse cell. Cells outside the chip's central half are
         -inf.
     says_heading: whether headings differ in their evidence at all.
+    visible_share: of the horizon, 0 to 1, that the photo sees.
     """
 
     coarse: Float
@@ -56,6 +58,7 @@ class Evidence:
     column: Int
     fine: Float
     says_heading: bool = True
+    visible_share: float = 1.0
 
 
 @torch.inference_mode()
@@ -107,6 +110,7 @@ def match(
         row=row,
         column=column,
         fine=np.where(is_possible[:, None], logits, -np.inf).astype(np.float32),
+        visible_share=float(ground.visible_share.mean()),
     )
 
 
@@ -179,20 +183,11 @@ def _is_close(a: Int, b: Int, config: MatchConfig) -> bool:
     )
 
 
-def fine_cells(row: Int, column: Int) -> tuple[Int, Int]:
-    """Rows and columns `(W, 6)`, in the central 32 x 32 fine cells, of windows around coarse cells.
-
-    Values below 0 or above 31 lie outside the chip's central part.
-    """
-    span = np.arange(-2, REFINED - 2)
-    return 2 * row[:, None] + span, 2 * column[:, None] + span
-
-
 def possible_cells(
     has_imagery: NDArray[np.bool_], chip: Int, row: Int, column: Int
 ) -> NDArray[np.bool_]:
     """`(W, 6, 6)`: the window's cell lies in its chip's central part and on imagery."""
-    rows, columns = fine_cells(row, column)
+    rows, columns = window_cells(row), window_cells(column)
     row_ok, column_ok = (rows >= 0) & (rows < 32), (columns >= 0) & (columns < 32)
     on_imagery = has_imagery[
         chip[:, None, None],

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from math import isclose
+from dataclasses import dataclass, field, fields
+from math import exp, isclose, log
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,7 +24,7 @@ from ciper.gallery.shards import AerialCodes
 from ciper.model.matcher import Evidence, match
 from ciper.model.network import GroundCode, Network
 from ciper.model.paper import PaperGround
-from ciper.posterior import NUM_COARSE
+from ciper.pose_grid import NUM_COARSE
 
 Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
@@ -33,24 +33,49 @@ PhotoCode = GroundCode | PaperGround
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """What turns logits into probabilities; fitted on validation cities, never on test ones.
-
-    `coarse_temperature`, `fine_temperature`, `unrefined_offset` and `floor` shape the posterior
-    (see `Posterior.from_logits`). `confidence` and `in_gallery` are the weights of two logistic
-    models on (1, `localize.confidence_features`). The last three are for models of set prediction:
-    what multiplies a cosine similarity, and the standard deviations of a hypothesis (per axis).
-    """
+class Shape:
+    """How a posterior is shaped out of logits, see `Posterior.from_logits`."""
 
     coarse_temperature: float = 1.0
     fine_temperature: float = 1.0
     unrefined_offset: float = 0.0
     floor: float = 0.01
-    confidence: tuple[float, ...] = (0.0, 1.0, 0.0, 0.0)
-    in_gallery: tuple[float, ...] = (2.0, 0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What turns logits into probabilities; fitted on validation cities, never on test ones.
+
+    `wide` shapes the posteriors of full panoramas, `narrow` those of photos that see a quarter of
+    the horizon or less. `confidence` and `in_gallery` are the weights of two logistic models on
+    (1, `localize.confidence_features`). The last three are for models of set prediction: what
+    multiplies a cosine similarity, and the standard deviations of a hypothesis (per axis).
+    """
+
+    wide: Shape = field(default_factory=Shape)
+    narrow: Shape = field(default_factory=Shape)
+    confidence: tuple[float, ...] = (0.0, 1.0, 0.0, 0.0, 0.0)
+    in_gallery: tuple[float, ...] = (2.0, 0.0, 0.0, 0.0, 0.0)
     similarity_scale: float = 20.0
     position_sigma_m: float = 4.0
     heading_sigma_deg: float = 6.0
+
+    def shape(self, visible_share: float) -> Shape:
+        """The shape for photos that see a share of the horizon, 0 to 1.
+
+        Between a quarter and the whole all parameters go with the logarithm of the share; what
+        must stay positive goes in logarithms itself.
+        """
+        narrowness = min(max(-log(max(visible_share, 1e-3)) / log(4.0), 0.0), 1.0)
+        steps = (1.0 - narrowness, narrowness)
+
+        def between(name: str) -> float:
+            wide, narrow = getattr(self.wide, name), getattr(self.narrow, name)
+            if name == "unrefined_offset" or min(wide, narrow) <= 0:
+                return float(steps[0] * wide + steps[1] * narrow)
+            return exp(steps[0] * log(wide) + steps[1] * log(narrow))
+
+        return Shape(**{f.name: between(f.name) for f in fields(Shape)})
 
 
 @dataclass(frozen=True)

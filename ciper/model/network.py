@@ -39,11 +39,16 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class GroundCode:
-    """What is kept of a photo: `descriptor (B, D)` and the polar templates of the two levels."""
+    """What is kept of a photo.
+
+    `descriptor (B, D)`, the polar templates of the two levels `(B, columns, rings, C)`, and the
+    `visible_share (B,)` of the horizon that it sees.
+    """
 
     descriptor: Tensor
     polar_coarse: Tensor
     polar_fine: Tensor
+    visible_share: Tensor
 
 
 @dataclass(frozen=True)
@@ -202,6 +207,7 @@ class Network(nn.Module):
             descriptor=self.ground_descriptor(ground.class_token, columns),
             polar_coarse=polar_coarse,
             polar_fine=polar_fine,
+            visible_share=seen.mean(1),
         )
 
     def encode_aerial(self, chip: Tensor, is_valid: Tensor) -> AerialCode:

@@ -27,7 +27,7 @@ from ciper.model.model import (
 from ciper.model.paper import PaperConfig, PaperGround, PaperNetwork
 from ciper.model.released import Origin
 from ciper.model.two_way import hypothesis_poses
-from ciper.posterior import CELLS_PER_CHIP, NUM_COARSE
+from ciper.pose_grid import CELLS_PER_CHIP, NUM_COARSE
 
 NUM_DECODED = 64
 DECODED_AT_ONCE = 16

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import shutil
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any, Literal
 
 from ciper.checkpoint import save_checkpoint
 from ciper.errors import OutputError
+from ciper.files import written_whole
 from ciper.study.config import Condition, StudyConfig
 
 Decoder = Literal["authors", "text", "one_way", "ours"]
@@ -193,10 +193,9 @@ class CellStore:
             **asdict(result),
             "hardware": hardware(),
         }
-        unfinished = path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            unfinished.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-            unfinished.replace(path)
+            with written_whole(path) as unfinished:
+                unfinished.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             raise OutputError(
                 f"{path} cannot be written ({error.strerror}); free some space"

@@ -23,10 +23,11 @@ from ciper.metrics import (
     recall_within,
 )
 from ciper.model.decoder import COARSE, FINE, TemplateSpec
-from ciper.model.matcher import Evidence, MatchConfig, fine_cells, match
+from ciper.model.matcher import Evidence, MatchConfig, match
 from ciper.model.network import AerialCode, GroundCode, Network
 from ciper.model.paper import PaperAerial, PaperGround, PaperNetwork
 from ciper.model.two_way import hypothesis_poses
+from ciper.pose_grid import NUM_COARSE, NUM_FINE, window_cells, window_steps
 from ciper.prior import Heading
 from ciper.study.cells import Setting
 from ciper.study.pairs import ALIGNED_REACH_M, CHIP_PX, Gallery, StudyPairs
@@ -36,7 +37,6 @@ StudyNetwork = Network | PaperNetwork
 CodeT = TypeVar("CodeT", bound=GroundCode | AerialCode | PaperGround | PaperAerial)
 
 ENCODED_AT_ONCE = 32
-COARSE_CELLS, FINE_CELLS = 16, 32  # along a chip's central half
 # A canvas turns by whole columns of 0.7 deg.
 ALIGNED_SIGMA_DEG = 0.5
 IMPOSSIBLE = -1e4
@@ -149,11 +149,11 @@ def _poses(pose: Tensor, network: PaperNetwork) -> Floats:
 
 def best_pose(evidence: Evidence, setting: Setting = "unknown") -> tuple[int, Floats]:
     """The highest fine cell's chip, and the mean pose of the 3 x 3 x 3 cells about it."""
-    rows, columns = fine_cells(evidence.row, evidence.column)
-    y_m = (FINE_CELLS / 2 - 0.5 - rows) * FINE.cell_m
-    x_m = (columns - FINE_CELLS / 2 + 0.5) * FINE.cell_m
+    rows, columns = window_cells(evidence.row), window_cells(evidence.column)
+    y_m = (NUM_FINE / 2 - 0.5 - rows) * FINE.cell_m
+    x_m = (columns - NUM_FINE / 2 + 0.5) * FINE.cell_m
     # Headings run on beyond 360: their mean is taken over neighbours.
-    turn_deg = (4 * evidence.heading[:, None] + np.arange(9) - 4) * FINE.heading_step_deg
+    turn_deg = window_steps(evidence.heading) * FINE.heading_step_deg
     logits = evidence.fine.astype(np.float64)
     if setting == "aligned":
         logits = logits + _log_aligned(turn_deg, FINE)[:, :, None, None]
@@ -174,7 +174,7 @@ def best_pose(evidence: Evidence, setting: Setting = "unknown") -> tuple[int, Fl
 def aligned_prior(num_chips: int) -> NDArray[np.float32]:
     """What the aligned setting says, on the coarse cells: `(R, 32, 16, 16)` log factors."""
     turn_deg = np.arange(COARSE.num_headings) * COARSE.heading_step_deg
-    offset_m = (np.arange(COARSE_CELLS) - COARSE_CELLS / 2 + 0.5) * COARSE.cell_m
+    offset_m = (np.arange(NUM_COARSE) - NUM_COARSE / 2 + 0.5) * COARSE.cell_m
     near = _log_near(offset_m, COARSE)
     total = _log_aligned(turn_deg, COARSE)[:, None, None] + near[:, None] + near
     return np.broadcast_to(total.astype(np.float32), (num_chips, *total.shape))
