@@ -53,6 +53,7 @@ def finished_folder(out: Path, *refusals: type[Exception]) -> Iterator[Path]:
     Raises:
         OutputError: `out` cannot be written.
     """
+    failures: tuple[type[Exception], ...] = (OSError, *refusals)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.tmp-", dir=out.parent))
@@ -64,7 +65,7 @@ def finished_folder(out: Path, *refusals: type[Exception]) -> Iterator[Path]:
         yield folder
         folder.chmod(0o755)  # mkdtemp lets nobody else read
         _put_in_place(folder, out)
-    except (OSError, *refusals) as error:
+    except failures as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(
             f"cannot write {out}: {reason}; free some space or go elsewhere"
@@ -74,7 +75,7 @@ def finished_folder(out: Path, *refusals: type[Exception]) -> Iterator[Path]:
 
 
 def _put_in_place(folder: Path, out: Path) -> None:
-    if is_free(out):
+    if not out.exists():
         folder.replace(out)
         return
     old = folder.with_name(folder.name + "-old")

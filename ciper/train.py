@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,7 +106,7 @@ def prepare_cities(
     num_workers: int,
     progress: Progress = ignore_progress,
     *,
-    seeds: range | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> list[Path]:
     """Renders the cities that `cache` lacks, `num_workers` at a time; returns their folders.
 
@@ -128,9 +128,8 @@ def prepare_cities(
 
 def prepare_all_cities(config: TrainConfig, num_workers: int, progress: Progress) -> None:
     """Renders the cities to train and to validate on that the cache lacks."""
-    data = config.data
-    seeds = range(data.training_seeds.start, data.validation_seeds.stop)
-    prepare_cities(data, Path(config.cache), num_workers, progress, seeds=seeds)
+    seeds = (*config.data.training_seeds, *config.data.validation_seeds)
+    prepare_cities(config.data, Path(config.cache), num_workers, progress, seeds=seeds)
 
 
 @dataclass(frozen=True)
@@ -225,10 +224,10 @@ def _train(run: Run, data: Data, progress: Progress) -> None:
             if data.validation is not None and _is_due(config.validate_every, run):
                 log.add_validation(run.step, run.validate(data.validation))
             if _is_due(config.save_every, run) or run.is_finished:
-                run.save(log.latest)
+                run.save(log.flush())
             progress(f"training | {pace.pairs_per_s:.0f} pairs/s", run.step, config.num_steps)
             if run.team.any(stop.is_set()):
-                run.save(log.latest)
+                run.save(log.flush())
                 raise KeyboardInterrupt
 
 

@@ -13,8 +13,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import ciper
-from ciper import cli
 from ciper.cli import app
+from ciper.cli.options import numbers, one_form, picture_paths
+from ciper.cli.screen import Progress
 from ciper.errors import ConfigError, OutputError, PhotoError
 
 VERBS = ("simulate", "index", "localize", "evaluate", "train")
@@ -30,7 +31,7 @@ def fake_simulate(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A stand-in for the verb: remembers its call, and raises what it is told to."""
     seen: dict[str, Any] = {"raises": None}
 
-    def simulate(out: Path, config: Any, *, progress: cli.Progress) -> SimpleNamespace:
+    def simulate(out: Path, config: Any, *, progress: Progress) -> SimpleNamespace:
         seen.update(out=out, config=config)
         progress("photos", 1, 2)
         if seen["raises"] is not None:
@@ -141,17 +142,17 @@ def test_an_unknown_device_is_named(fake_simulate: dict[str, Any]) -> None:
 
 
 def test_numbers_of_an_option() -> None:
-    near = cli._numbers("-33.8, 151.2,150", "LAT,LON,RADIUS_M", option="--near")
+    near = numbers("-33.8, 151.2,150", "LAT,LON,RADIUS_M", option="--near")
     assert near == (-33.8, 151.2, 150.0)
-    assert cli._numbers(None, "DEG", option="--x") is None
+    assert numbers(None, "DEG", option="--x") is None
     for text in ("1,2", "1,2,3,4", "a,b,c", "", "1,,2"):
         with pytest.raises(ConfigError, match=r"^--near '.*': expected numbers as LAT,LON,RADIUS"):
-            cli._numbers(text, "LAT,LON,RADIUS_M", option="--near")
+            numbers(text, "LAT,LON,RADIUS_M", option="--near")
 
 
 def test_one_form_of_output() -> None:
-    assert cli._form(json=False, geojson=False, csv=False) == "text"
-    assert cli._form(json=False, geojson=True, csv=False) == "geojson"
+    assert one_form(json=False, geojson=False, csv=False) == "text"
+    assert one_form(json=False, geojson=True, csv=False) == "geojson"
     result = run("localize", "a.jpg", "--gallery", "g", "--json", "--csv")
     assert result.exit_code == 2
     assert result.stderr == (
@@ -161,13 +162,14 @@ def test_one_form_of_output() -> None:
 
 def test_several_photos_have_several_pictures() -> None:
     out, photo, other = Path("pictures/out.png"), Path("photos/0007.jpg"), Path("more/0007.jpg")
-    assert cli._picture_paths(out, [photo]) == {photo: out}
-    assert cli._picture_paths(out, [photo, other]) == {
+    assert picture_paths(out, [photo]) == {photo: out}
+    assert picture_paths(out, [photo, other]) == {
         photo: Path("pictures/out-0007.png"),
         other: Path("pictures/out-0007-2.png"),
     }
+    assert picture_paths(None, [photo, other]) == {}
     with pytest.raises(ConfigError, match=r"^--picture out\.jpg: expected .* ends in \.png"):
-        cli._picture_paths(Path("out.jpg"), [photo])
+        picture_paths(Path("out.jpg"), [photo])
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from ciper.errors import ConfigError, GalleryModelMismatchError, OutputError, Ph
 from ciper.evaluate import _without_gaps, evaluate
 from ciper.geo import LocalFrame
 from ciper.metrics import NO_REFERENCE, PoseErrors
-from ciper.report import choose_cases, replaced_folder
+from ciper.report import check_replaceable, choose_cases
 from ciper.scoring import (
     EvaluateOptions,
     Found,
@@ -224,27 +224,21 @@ def test_bad_inputs_leave_nothing_behind(small_world: SmallWorld, tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["other.safetensors"]
 
 
-def test_other_folders_are_not_replaced(tmp_path: Path) -> None:
+def test_other_folders_are_not_replaced(small_world: SmallWorld, tmp_path: Path) -> None:
     out = tmp_path / "precious"
     out.mkdir()
     (out / "thesis.txt").write_text("years of work")
-    with pytest.raises(OutputError, match="is not a report"), replaced_folder(out):
-        pass
-    with pytest.raises(OutputError, match="is not a report"), replaced_folder(out / "thesis.txt"):
-        pass
+    for taken in (out, out / "thesis.txt"):
+        with pytest.raises(OutputError, match="is not a report"):
+            check_replaceable(taken)
+        with pytest.raises(OutputError, match="is not a report"):
+            evaluate(str(small_world.table), taken, gallery=small_world.gallery)
     assert (out / "thesis.txt").read_text() == "years of work"
-
-
-def test_an_interrupted_report_leaves_the_old_one(tmp_path: Path) -> None:
-    out = tmp_path / "report"
-    with replaced_folder(out) as folder:
-        (folder / "metrics.json").write_text("old")
-        (folder / "report.md").write_text("old")
-    with pytest.raises(KeyboardInterrupt), replaced_folder(out) as folder:
-        (folder / "metrics.json").write_text("new")
-        raise KeyboardInterrupt
-    assert (out / "metrics.json").read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+    (out / "thesis.txt").unlink()
+    check_replaceable(out)
+    for name in ("metrics.json", "report.md"):
+        (out / name).touch()
+    check_replaceable(out)
 
 
 def test_options_that_make_no_sense() -> None:

@@ -14,6 +14,7 @@ from ciper.model.refine import (
     Refiner,
     RefinerConfig,
     features_along_rays,
+    log_cell_mass,
     ranking_loss,
     refined_pose_loss,
     window_candidates,
@@ -172,3 +173,33 @@ def test_pose_loss_by_hand_and_only_within_reach() -> None:
     pose = torch.tensor([[0.0, 0.0, 2.0], [0.0, 0.0, 0.0]])
     expected = (1.0 + 2.0) / 2.0 + 2 * math.log(2.0) + 4.0 / 4.0 + math.log(4.0)
     assert float(refined_pose_loss(candidates, refined, pose)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("spread_m", "spread_deg"), [(0.2, 0.3), (1.0, 2.0)])
+def test_a_window_spreads_a_pose_so_that_its_mean_is_the_pose(
+    spread_m: float, spread_deg: float
+) -> None:
+    index = torch.zeros(1, dtype=torch.long)
+    windows = Windows(index, index, index + 20, index + 40, index + 127)
+    pose = torch.tensor([[(40.3 - 31.5) * 2.0, (31.5 - 19.6) * 2.0, 358.5]])
+    spread = torch.tensor([[math.log(spread_m), math.log(spread_deg)]])
+    share = log_cell_mass(windows, Refined(torch.zeros(1), pose, spread))
+    assert float(share.exp().sum()) == pytest.approx(1.0, abs=1e-5)
+    found = window_candidates(windows, share).pose[0]
+    assert float(found[0]) == pytest.approx(float(pose[0, 0]), abs=0.05)
+    assert float(found[1]) == pytest.approx(float(pose[0, 1]), abs=0.05)
+    assert float(found[2]) == pytest.approx(358.5, abs=0.1)
+
+
+def test_a_wider_spread_leaves_less_in_the_best_cell() -> None:
+    index = torch.zeros(1, dtype=torch.long)
+    windows = Windows(index, index, index + 32, index + 32, index)
+    best = [
+        float(
+            log_cell_mass(
+                windows, Refined(torch.zeros(1), torch.tensor([[1.0, -1.0, 0.0]]), s)
+            ).max()
+        )
+        for s in (torch.tensor([[math.log(b), math.log(b)]]) for b in (0.3, 1.0, 3.0))
+    ]
+    assert best == sorted(best, reverse=True)

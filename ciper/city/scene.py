@@ -243,6 +243,23 @@ def _cell_range(low, high, num_cells):
     return first, min(num_cells - 1, math.floor(high / GRID_CELL_M))
 
 
+@geometry_kernel
+def _count_or_put(starts, ids, cell, item):
+    """Count an item of a cell or, once there is room, put it in front of the cell's list."""
+    if len(ids) == 0:
+        starts[cell] += 1
+    else:
+        starts[cell] -= 1
+        ids[starts[cell]] = item
+
+
+@build_kernel
+def _room_for_lists(counts):
+    """Ends of the cells' lists, which filling walks back to their starts, and room for the ids."""
+    ends = np.cumsum(counts).astype(np.int32)
+    return ends, np.zeros(ends[-1], np.int32)
+
+
 @build_kernel
 def _bin_segments(segments, num_cells):
     """List the segments that touch each cell (start offsets and ids), rows from the south."""
@@ -261,16 +278,9 @@ def _bin_segments(segments, num_cells):
                     # Separating axis: the line misses a square that lies wholly on one side.
                     if abs(dx * cy - dy * cx) > reach:
                         continue
-                    cell = j * num_cells + i
-                    if is_filling:
-                        starts[cell] -= 1
-                        ids[starts[cell]] = s
-                    else:
-                        starts[cell] += 1
+                    _count_or_put(starts, ids, j * num_cells + i, s)
         if not is_filling:
-            # Ends of the lists; filling walks each of them back to its start.
-            starts = np.cumsum(starts).astype(np.int32)
-            ids = np.zeros(starts[-1], np.int32)
+            starts, ids = _room_for_lists(starts)
     return starts, ids
 
 
@@ -286,15 +296,9 @@ def _bin_trees(trees, num_cells):
             first_j, last_j = _cell_range(y - radius, y + radius, num_cells)
             for j in range(first_j, last_j + 1):
                 for i in range(first_i, last_i + 1):
-                    cell = j * num_cells + i
-                    if is_filling:
-                        starts[cell] -= 1
-                        ids[starts[cell]] = t
-                    else:
-                        starts[cell] += 1
+                    _count_or_put(starts, ids, j * num_cells + i, t)
         if not is_filling:
-            starts = np.cumsum(starts).astype(np.int32)
-            ids = np.zeros(starts[-1], np.int32)
+            starts, ids = _room_for_lists(starts)
     return starts, ids
 
 

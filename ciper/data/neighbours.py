@@ -40,9 +40,10 @@ class PhotoOrder:
     def photos(self, step: int, size: int, mined: Int | None = None) -> Int:
         """The photos `(size,)` of a step.
 
-        Without groups every photo comes once per epoch, in a new order each time. A group is the
-        next photo of that order and neighbours of it; with a mined table every second group is a
-        row of it instead.
+        The photos come in turn, in a new order every epoch; the last ones, which do not fill a
+        batch, are left out of it. A group is the next photo of that order and neighbours of it.
+        With a mined table every second group is a row of it, in place of the photo whose turn it
+        is.
 
         Args:
             step: from 0.

@@ -17,6 +17,7 @@ from typing import TextIO
 
 from ciper.camera import CameraOverrides
 from ciper.errors import CiperError, OutputError, PoseTableError
+from ciper.files import written_whole
 from ciper.geo import check_lat_lon, wrap_deg
 
 COLUMNS = (

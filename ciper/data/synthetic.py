@@ -34,21 +34,28 @@ CHIP_PX = 256
 # Of the canvases' upper and lower edge.
 ELEVATION_DEG = (45.0, -45.0)
 CAMERA_HEIGHT_M = (1.4, 2.8)
-# Cities that every reported figure is measured on: neither trained nor validated on.
-TEST_SEEDS = range(9000, 10_000)
+# Cities that figures are measured on or calibrations fitted to: nobody trains or validates on them.
+RESERVED_SEEDS = {
+    "a test city": range(9000, 10_000),
+    "a city of the calibration": range(200_001, 200_100),
+    "a validation city of the study": range(210_001, 210_100),
+    "a test city of the study": range(310_001, 310_100),
+}
 
 
 @dataclass(frozen=True)
 class SyntheticConfig:
     """Which cities are rendered, and how much of each.
 
-    Cities have the seeds `first_seed`, `first_seed + 1`, ...: first those to train on, then
-    `validation_cities` more. Each is seen from above under `aerials_per_city` lights.
+    The `num_cities` to train on have the seeds `first_seed`, `first_seed + 1`, ..., those to
+    validate on `first_validation_seed`, ...: with more of either, the others stay what they are.
+    Each city is seen from above under `aerials_per_city` lights.
     """
 
     num_cities: int = 40
     validation_cities: int = 0
     first_seed: int = 100_000
+    first_validation_seed: int = 190_000
     city_m: float = 600.0
     photos_per_city: int = 640
     aerials_per_city: int = 2
@@ -62,8 +69,8 @@ class SyntheticConfig:
 
     @property
     def validation_seeds(self) -> range:
-        """Seeds of the cities to validate on, after the others."""
-        first = self.training_seeds.stop
+        """Seeds of the cities to validate on."""
+        first = self.first_validation_seed
         return range(first, first + self.validation_cities)
 
 
@@ -101,7 +108,7 @@ def _recipe(seed: int, config: SyntheticConfig) -> str:
     """All that a rendered city depends on, as JSON."""
     from ciper.city.parts import CITY_VERSION
 
-    others = ("augment", "num_cities", "validation_cities")
+    others = ("augment", "num_cities", "validation_cities", "first_validation_seed")
     wanted = {k: v for k, v in asdict(config).items() if k not in others}
     return json.dumps({**wanted, "first_seed": seed, "city_version": CITY_VERSION})
 
@@ -187,7 +194,10 @@ class SyntheticPairs:
         self.cities, self.config, self.seed, self.part = cities, config, seed, part
         num_photos = sum(len(city.poses) for city in cities)
         if num_photos == 0:
-            raise ConfigError("the cities hold no photo; expected data.photos_per_city above 0")
+            setting = "photos_per_city" if cities else "num_cities"
+            raise ConfigError(
+                f"there is no photo in {len(cities)} cities; expected some: set data.{setting}"
+            )
         self.photos = np.array([(c, i) for c, r in enumerate(cities) for i in range(len(r.poses))])
         position_m = np.concatenate([city.poses[:, :2] for city in cities])
         self.mined: Int | None = None

@@ -11,6 +11,7 @@ so that memory does not depend on the raster's size.
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -169,7 +170,26 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-class Raster:
+class _Opened(ABC):
+    """Holds files open until `close` or the end of its `with` block."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close what is open."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Raster(_Opened):
     """An open raster. Not to be used by two threads at once (GDAL's rule)."""
 
     def __init__(self, info: RasterInfo) -> None:
@@ -187,17 +207,6 @@ class Raster:
     def close(self) -> None:
         """Close the file."""
         self._dataset.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def pixel_from_geographic(
         self, lat: FloatArray, lon: FloatArray
@@ -251,7 +260,7 @@ class Raster:
         return np.asarray(levels.astype(np.uint8))
 
 
-class Mosaic:
+class Mosaic(_Opened):
     """Rasters in the order of their precedence: later ones fill only what earlier ones leave."""
 
     def __init__(
@@ -271,17 +280,6 @@ class Mosaic:
         """Close every open file."""
         while self._open:
             self._open.popitem()[1].close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def fill(
         self,

@@ -181,7 +181,7 @@ def _is_free(folder: Path) -> bool:
 
 
 def _is_temporary(name: str) -> bool:
-    """Whether `write_atomically` may have left a file of this name."""
+    """Whether `written_whole` may have left a file of this name."""
     return name.startswith(".") and name.endswith(".tmp")
 
 

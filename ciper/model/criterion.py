@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ciper.data.sample import Batch
+from ciper.errors import ConfigError
 from ciper.model.decoder import COARSE, FINE, WINDOW_CELLS, WINDOW_HEADINGS, Windows
 from ciper.model.network import AerialCode, GroundCode, Network
 from ciper.model.refine import ranking_loss, refined_pose_loss, window_candidates
@@ -23,9 +24,10 @@ class CriterionConfig:
 
     `num_negative_chips` chips of the batch, at every second row, column and heading, stand for
     `city_cells` coarse cells (15,625 are 0.25 km^2): their sum is scaled up, so that the softmax
-    learns the odds that it will meet in a city. A wrong mode is one that is not within `near_m`
-    and `near_deg` of the truth. The refiner ranks the true hypothesis against the best wrong mode
-    of its own chip and of `num_wrong_hypotheses` wrong chips.
+    learns the odds that it will meet in a city. With 0 of them the poses of a photo's own chip are
+    all there is. A wrong mode is one that is not within `near_m` and `near_deg` of the truth. The
+    refiner ranks the true hypothesis against the best wrong mode of its own chip and of
+    `num_wrong_hypotheses` wrong chips.
     """
 
     num_negative_chips: int = 16
@@ -33,6 +35,13 @@ class CriterionConfig:
     city_cells: int = 15_625
     near_m: float = 8.0
     near_deg: float = 28.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_negative_chips", 0), ("num_wrong_hypotheses", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(
+                    f"criterion.{name} is {getattr(self, name)}; expected {least} or more"
+                )
 
 
 class Criterion(nn.Module):
@@ -62,7 +71,8 @@ class Criterion(nn.Module):
             generator: chooses negatives and jitters windows (on the CPU).
 
         Returns:
-            Unweighted scalar losses by name, and detached statistics by name.
+            Unweighted scalar losses by name, those of a refiner only where there is one, and
+            detached statistics by name.
         """
         is_wrong = wrong_chips(batch)
         volume, negatives = self._coarse_logits(network, ground, aerial, is_wrong, generator)
@@ -107,11 +117,15 @@ class Criterion(nn.Module):
         batch: Batch,
         modes: Modes,
     ) -> dict[str, Tensor]:
-        """Cross-entropy over the cells of three windows; with a refiner, its losses as well."""
+        """Cross-entropy over the cells of a photo's first windows; with a refiner its losses too.
+
+        They are those about the truth, the wrong mode of its chip and that of one wrong chip.
+        """
         correlate = network.correlation.fine_volume
-        first = 3 * len(batch)
+        num_windows = min(3, modes.num_per_photo)
+        first = num_windows * len(batch)
         fine = correlate(ground.polar_fine, aerial.fine, modes.windows.part(0, first)).float()
-        logits = (fine.flatten(1) + modes.logit[:first, None]).view(3, len(batch), -1)
+        logits = (fine.flatten(1) + modes.logit[:first, None]).view(num_windows, len(batch), -1)
         log_prob = logits.transpose(0, 1).flatten(1).log_softmax(1)[:, : modes.labels.shape[1]]
         losses = {"fine": -(modes.labels * log_prob).sum(1).mean()}
         if network.refiner is None:
@@ -161,13 +175,18 @@ class Modes:
     logit: Tensor
     labels: Tensor
 
+    @property
+    def num_per_photo(self) -> int:
+        """G."""
+        return len(self.logit) // len(self.labels)
+
 
 @dataclass(frozen=True)
 class Negatives:
     """Evidence at wrong chips, at every second row, column and heading.
 
-    `logits (B, N, 16, 8, 8)` with log weights `(B,)` added; `chips (N,)` index the batch; `shift`
-    is the first row, column and heading.
+    `logits (B, N, 16, 8, 8)` with log weights `(B,)` added; `chips (N,)` index the batch, and N
+    may be 0; `shift` is the first row, column and heading.
     """
 
     logits: Tensor
@@ -327,16 +346,21 @@ def retrieval_loss(
 
 
 def statistics(volume: Tensor, negatives: Tensor, pose: Tensor) -> dict[str, Tensor]:
-    """How often the best coarse cell is near the truth, and how often a wrong chip beats it."""
+    """How near the best coarse cell of the own chip is, and how often that chip is found.
+
+    `chip_right` counts the photos whose own chip has more evidence than all wrong chips together,
+    scaled up to a city: those for which it has over half of the probability. Without wrong chips
+    these are all.
+    """
     index = volume.flatten(1).argmax(1)
     heading, row, column = unravel(index, volume.shape[1:])
     dx = (column - 7.5) * COARSE.cell_m - pose[:, 0]
     dy = (7.5 - row) * COARSE.cell_m - pose[:, 1]
     turn = (heading * COARSE.heading_step_deg - pose[:, 2] + 180) % 360 - 180
     return {
-        "position_median_m": torch.hypot(dx, dy).median(),
+        "position_median_m": torch.hypot(dx, dy).quantile(0.5),
         "within_6m": (torch.hypot(dx, dy) < 6.0).float().mean(),
-        "heading_median_deg": turn.abs().median(),
+        "heading_median_deg": turn.abs().quantile(0.5),
         "chip_right": (volume.flatten(1).logsumexp(1) > negatives.flatten(1).logsumexp(1))
         .float()
         .mean(),

@@ -25,7 +25,8 @@ class EncoderConfig:
 
     `stem_channels` are the channels at 1/4 and 1/8 of the image, of a plain stem; those of an
     EfficientNet follow from its name. Of its four stages the first `num_frozen_stages` do not
-    learn, which only makes sense where they are pretrained. Transformer patches are 16 px.
+    learn, which only makes sense where they are pretrained. Transformer patches are 16 px. Of two
+    `num_tokens` one is for retrieval and one for the pose; a single one serves both.
     """
 
     width: int = 128
@@ -35,8 +36,11 @@ class EncoderConfig:
     stem: StemName = "plain"
     stem_channels: tuple[int, int] = PLAIN_CHANNELS
     num_frozen_stages: int = 0
+    num_tokens: int = 2
 
     def __post_init__(self) -> None:
+        if self.num_tokens not in (1, 2):
+            raise ValueError(f"num_tokens is {self.num_tokens}; expected 1 or 2")
         if not 0 <= self.num_frozen_stages <= (0 if self.stem == "plain" else 4):
             raise ValueError(
                 f"num_frozen_stages is {self.num_frozen_stages} for the stem {self.stem!r}; "
@@ -59,7 +63,8 @@ class Features:
     """What the encoder says of one view.
 
     `fine (B, H/4, W/4, C1)` and `middle (B, H/8, W/8, C2)` are the stem's maps,
-    `patches (B, H/16, W/16, D)` the transformer's; `class_token` and `pose_token` are `(B, D)`.
+    `patches (B, H/16, W/16, D)` the transformer's; `class_token` and `pose_token` are `(B, D)`, and
+    the same where there is one token.
     """
 
     fine: Tensor
@@ -215,7 +220,7 @@ class TransformerBlock(nn.Module):
 class Encoder(nn.Module):
     """Both views' stems and the transformer that they share.
 
-    Two learned tokens, class and pose, stand before the patches; a learned vector names the view.
+    Learned tokens, class and pose, stand before the patches; a learned vector names the view.
     """
 
     ground_rays: Tensor
@@ -231,7 +236,7 @@ class Encoder(nn.Module):
         self.register_buffer("aerial_metres", aerial_metres, persistent=False)
         self.embed_rays = nn.Linear(ground_rays.shape[-1], config.width)
         self.embed_metres = nn.Linear(aerial_metres.shape[-1], config.width)
-        self.tokens = nn.Parameter(torch.randn(2, config.width) * 0.02)
+        self.tokens = nn.Parameter(torch.randn(config.num_tokens, config.width) * 0.02)
         self.view_embedding = nn.Parameter(torch.randn(2, config.width) * 0.02)
         self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
@@ -250,6 +255,7 @@ class Encoder(nn.Module):
         self, fine: Tensor, middle: Tensor, patches: Tensor, encoding: Tensor, *, view: int
     ) -> Features:
         batch, rows, columns, width = patches.shape
+        num_tokens = len(self.tokens)
         x = (patches + encoding + self.view_embedding[view]).reshape(batch, rows * columns, width)
         x = torch.cat([self.tokens.to(x.dtype).expand(batch, -1, -1), x], dim=1)
         for block in self.blocks:
@@ -258,7 +264,7 @@ class Encoder(nn.Module):
         return Features(
             fine=fine,
             middle=middle,
-            patches=x[:, 2:].reshape(batch, rows, columns, width),
+            patches=x[:, num_tokens:].reshape(batch, rows, columns, width),
             class_token=x[:, 0],
-            pose_token=x[:, 1],
+            pose_token=x[:, num_tokens - 1],
         )

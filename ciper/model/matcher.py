@@ -10,12 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ciper.model.decoder import COARSE, WINDOW_CELLS, Windows
+from ciper.model.decoder import COARSE, FINE, WINDOW_CELLS, Windows
 from ciper.model.network import GroundCode, Network
-from ciper.model.refine import window_candidates
-from ciper.pose_grid import window_cells
+from ciper.model.refine import log_cell_mass, window_candidates
+from ciper.pose_grid import NUM_COARSE, NUM_FINE, window_cells, window_steps
 
 Float = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 Int = NDArray[np.int64]
 
 CHIPS_AT_ONCE = 512
@@ -133,7 +134,8 @@ def _fine_logits(
 ) -> Float:
     """One view's `(W, 9, 7, 7)` logits in windows around cells (map, row, column, heading).
 
-    The refiner's word on a window holds for all of its cells.
+    With a refiner a window's evidence, and the refiner's word on it, is spread over its cells as
+    the refined pose and its own spread want it.
     """
     index = [torch.from_numpy(np.ascontiguousarray(a)).to(maps[1].device) for a in cells]
     windows = Windows(torch.full_like(index[0], view), *index)
@@ -142,7 +144,8 @@ def _fine_logits(
         polar = (ground.polar_coarse, ground.polar_fine)
         with torch.autocast(logits.device.type, torch.bfloat16):
             refined = network.refiner(polar, maps, window_candidates(windows, logits))
-        logits = logits + refined.logit[:, None, None, None]
+        total = logits.flatten(1).logsumexp(1) + refined.logit
+        logits = total[:, None, None, None] + log_cell_mass(windows, refined)
     return np.asarray(logits.cpu().numpy())
 
 
@@ -188,10 +191,46 @@ def possible_cells(
 ) -> NDArray[np.bool_]:
     """`(W, 6, 6)`: the window's cell lies in its chip's central part and on imagery."""
     rows, columns = window_cells(row), window_cells(column)
-    row_ok, column_ok = (rows >= 0) & (rows < 32), (columns >= 0) & (columns < 32)
+    row_ok = (rows >= 0) & (rows < NUM_FINE)
+    column_ok = (columns >= 0) & (columns < NUM_FINE)
     on_imagery = has_imagery[
         chip[:, None, None],
-        (rows // 2).clip(0, 15)[:, :, None],
-        (columns // 2).clip(0, 15)[:, None, :],
+        (rows // 2).clip(0, NUM_COARSE - 1)[:, :, None],
+        (columns // 2).clip(0, NUM_COARSE - 1)[:, None, :],
     ]
     return np.asarray(row_ok[:, :, None] & column_ok[:, None, :] & on_imagery)
+
+
+def window_poses(evidence: Evidence) -> tuple[Float64, Float64, Float64]:
+    """The poses of the fine cells of W windows, in their chip of 128 m.
+
+    Returns:
+        `x_m (W, 6)` of their columns, `y_m (W, 6)` of their rows, and `heading_deg (W, 9)`, which
+        runs on below 0 and beyond 360, so that neighbours can be averaged.
+    """
+    middle = (NUM_FINE - 1) / 2
+    return (
+        (window_cells(evidence.column) - middle) * FINE.cell_m,
+        (middle - window_cells(evidence.row)) * FINE.cell_m,
+        window_steps(evidence.heading) * FINE.heading_step_deg,
+    )
+
+
+def best_pose(evidence: Evidence) -> tuple[int, Float64]:
+    """The chip of the highest fine cell, and the mean pose of the 3 x 3 x 3 cells about it.
+
+    Returns:
+        The chip, and x_m, y_m, heading_deg `(3,)` in it.
+    """
+    x_m, y_m, heading_deg = window_poses(evidence)
+    logits = evidence.fine.astype(np.float64)
+    window, *best = (int(i) for i in np.unravel_index(logits.argmax(), logits.shape))
+    box = tuple(slice(max(i - 1, 0), i + 2) for i in best)
+    weights = np.exp(logits[window][box] - logits[window][tuple(best)])
+    weights /= weights.sum()
+    pose = (
+        weights.sum((0, 1)) @ x_m[window][box[2]],
+        weights.sum((0, 2)) @ y_m[window][box[1]],
+        (weights.sum((1, 2)) @ heading_deg[window][box[0]]) % 360.0,
+    )
+    return int(evidence.chip[window]), np.array(pose)

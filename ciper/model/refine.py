@@ -146,6 +146,8 @@ class Refiner(nn.Module):
         )
         self.embed_bearing = nn.Linear(8, config.width)
         self.blocks = nn.ModuleList(TwoWayBlock(config) for _ in range(config.depth))
+        self.last_norms = nn.ModuleList(nn.LayerNorm(config.width) for _ in range(2))
+        self.last_attention = Attention(config)
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, 6)
         for layer in (self.head, self.to_weights):
@@ -174,6 +176,8 @@ class Refiner(nn.Module):
         x = torch.cat([self.hypothesis_token.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
         for block in self.blocks:
             x, memory = block(x, memory)
+        # As in Segment Anything: a last look at what the aerial tokens have become.
+        x = x + self.last_attention(self.last_norms[0](x), self.last_norms[1](memory))
         x = self.norm(x)
         out = self.head(x.mean(1)).float()
         # Evidence of the rings of each bearing, weighed anew in the light of all of them.
@@ -239,6 +243,46 @@ def _moved(pose: Tensor, step: Tensor) -> Tensor:
     x = pose[:, 0] + right * heading.cos() + forward * heading.sin()
     y = pose[:, 1] - right * heading.sin() + forward * heading.cos()
     return torch.stack([x, y, (pose[:, 2] + step[:, 2]) % 360], dim=1)
+
+
+def log_cell_mass(windows: Windows, refined: Refined) -> Tensor:
+    """Spreads each refined pose over the cells of its window: `(W, 9, 7, 7)` log shares.
+
+    Laplace distributed about the refined pose. A cell's share is weighed linearly with the
+    distance from its centre, so that the mean over all cells is the refined pose itself. What
+    falls out of the window is given to the rest.
+    """
+    cell = torch.arange(WINDOW_CELLS, device=refined.pose.device) - WINDOW_CELLS // 2
+    step = torch.arange(WINDOW_HEADINGS, device=refined.pose.device) - WINDOW_HEADINGS // 2
+    half = MAP_CELLS / 2 - 0.5
+    column = refined.pose[:, 0] / FINE.cell_m + half - windows.column
+    row = half - refined.pose[:, 1] / FINE.cell_m - windows.row
+    turn = _turn(refined.pose[:, 2] - windows.heading * FINE.heading_step_deg)
+    log_m, log_deg = refined.log_spread.unbind(1)
+    scale, turn_scale = log_m.exp() / FINE.cell_m, log_deg.exp() / FINE.heading_step_deg
+    rows, columns = (
+        _log_shares(cell - row[:, None], scale),
+        _log_shares(cell - column[:, None], scale),
+    )
+    turns = _log_shares(step - turn[:, None] / FINE.heading_step_deg, turn_scale)
+    total = turns[:, :, None, None] + rows[:, None, :, None] + columns[:, None, None, :]
+    return total.flatten(1).log_softmax(1).view_as(total)
+
+
+def _log_shares(offset: Tensor, scale: Tensor) -> Tensor:
+    """Log mass of a Laplace distribution under triangles of half width 1 at `offset (W, N)`.
+
+    The second difference of G, G'' = exp(-|u| / b) / 2b, is the integral over a triangle.
+    """
+    scale = scale[:, None].clamp_min(1e-3)
+
+    def twice_integrated(u: Tensor) -> Tensor:
+        return (u.abs() + scale * (-u.abs() / scale).exp()) / 2
+
+    mass = (
+        twice_integrated(offset + 1) - 2 * twice_integrated(offset) + twice_integrated(offset - 1)
+    )
+    return mass.clamp_min(1e-12).log()
 
 
 def ranking_loss(logit: Tensor, refined: Refined) -> Tensor:

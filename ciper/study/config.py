@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Literal
 
 from ciper.data.synthetic import SyntheticConfig
 from ciper.errors import ConfigError
 from ciper.model.encoder import EncoderConfig
 
-Part = Literal["a", "b", "c", "d", "e"]
-PARTS: tuple[Part, ...] = ("a", "b", "c", "d", "e")
+Part = Literal["a", "b", "c", "d", "e", "f"]
+PARTS: tuple[Part, ...] = ("a", "b", "c", "d", "e", "f")
 
 # Every decoder has this trunk: about a quarter of the shipped one's arithmetic.
 TRUNK = EncoderConfig(width=96, depth=3, num_heads=2, mlp_ratio=2, stem_channels=(24, 48))
@@ -46,6 +47,7 @@ class GridConfig:
     num_cities: int = 3
     size_m: float = 1000.0
     num_photos: int = 60
+    gsd: float = 0.5
     hfovs_deg: tuple[int, ...] = (360, 180, 108, 90, 70)
     heading_priors_deg: tuple[int, ...] = (0, 20, 45, 180)
     conditions: tuple[Condition, ...] = (
@@ -71,6 +73,7 @@ class StudyConfig:
         lr_pairs, lrs: of the short trainings that choose the learning rate.
         batch_size: pairs per step.
         num_shortlist: chips that retrieval hands to the pose decoder in a cascade.
+        num_matched: test photos whose pose evidence is compared over all chips.
         grid: of parts d and e.
     """
 
@@ -93,10 +96,11 @@ class StudyConfig:
     num_seeds: int = 3
     curve_pairs: int = 100_000
     num_checks: int = 10
-    lr_pairs: int = 4_000
-    lrs: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    lr_pairs: int = 10_000
+    lrs: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
     batch_size: int = 32
     num_shortlist: int = 10
+    num_matched: int = 96
     grid: GridConfig = field(default_factory=GridConfig)
 
     def __post_init__(self) -> None:
@@ -106,11 +110,31 @@ class StudyConfig:
                 f"expected at least {2 * self.batch_size}"
             )
         if self.num_seeds < 1:
-            raise ConfigError(f"{self.num_seeds} seeds; expected at least one")
+            raise ConfigError(f"{self.num_seeds} seeds; expected at least one: set --seeds")
+        self._check_cities()
+
+    def _check_cities(self) -> None:
+        """Refuses to measure on cities that are trained or chosen on."""
+        cities: dict[str, tuple[int, int]] = {
+            name: (data.first_seed, data.num_cities)
+            for name, data in (
+                ("train", self.train),
+                ("validation", self.validation),
+                ("test", self.test),
+                ("grid", self.grid),
+            )
+        }
+        for (one, (first, num)), (other, (second, count)) in combinations(cities.items(), 2):
+            if first < second + count and second < first + num:
+                raise ConfigError(
+                    f"cities {first} to {first + num - 1} ({one}) and {second} to "
+                    f"{second + count - 1} ({other}) meet; expected different ones: set first_seed "
+                    "of one of them"
+                )
 
 
 def default_study() -> StudyConfig:
-    """About ten hours of two CPU cores."""
+    """A night of a few CPU cores."""
     return StudyConfig()
 
 
@@ -121,7 +145,7 @@ def gpu_study() -> StudyConfig:
         name="gpu",
         num_pairs=300_000,
         curve_pairs=1_000_000,
-        lr_pairs=40_000,
+        lr_pairs=100_000,
         batch_size=128,
     )
 
@@ -140,5 +164,6 @@ def quick_study() -> StudyConfig:
         num_checks=4,
         lr_pairs=64,
         batch_size=16,
+        num_matched=8,
         grid=GridConfig(num_cities=1, size_m=320.0, num_photos=8),
     )

@@ -5,41 +5,78 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ciper.model.encoder import EncoderConfig
+from ciper.errors import DependencyError
+from ciper.model.criterion import CriterionConfig
+from ciper.model.efficient import StemName
+from ciper.model.encoder import PLAIN_CHANNELS, EncoderConfig
+from ciper.model.lite import lite_weights
 from ciper.model.network import NetworkConfig
 from ciper.model.paper import PaperConfig
+from ciper.model.refine import RefinerConfig
 from ciper.model.set_criterion import SetCriterionConfig, SetLossWeights
 from ciper.model.two_way import PoseDecoderConfig
-from ciper.study.cells import Decoder, Task, TrainingCell
+from ciper.study.cells import STARTS, Decoder, Start, Task, TrainingCell
 from ciper.study.config import StudyConfig
 from ciper.training.recipe import LossWeights, OptimConfig, TrainConfig
 
 WARMUP_STEPS = 150
+MIXED_SHARE = 0.5
+REFINER = RefinerConfig(width=48, depth=2)
+PRETRAINED: StemName = "efficientnet_lite0"
+NUM_STAGES = 4
 
 
 def recipe(cell: TrainingCell, study: StudyConfig) -> TrainConfig:
     """The recipe of a training."""
-    num_steps = cell.num_pairs // study.batch_size
+    variant, num_steps = cell.variant, cell.num_pairs // study.batch_size
+    narrow_share = MIXED_SHARE if variant.is_mixed else 0.0
     optim = OptimConfig(
         num_steps=num_steps,
         batch_size=study.batch_size,
         lr=cell.lr,
         warmup_steps=min(WARMUP_STEPS, num_steps // 10),
-        narrow_share=(0.0, 0.0),
+        narrow_share=(narrow_share, narrow_share),
         seed=cell.seed,
     )
     common: dict[str, Any] = {"data": study.train, "train": optim}
-    if cell.decoder == "ours":
-        network = NetworkConfig(encoder=study.trunk)
-        return TrainConfig(network=network, loss=_loss_weights(cell.task), **common)
-    pose_loss = SetCriterionConfig(pose_loss="l1" if cell.decoder == "authors" else "squared")
+    trunk = started(study.trunk, variant.start)
+    if variant.decoder in ("ours", "ours_refined"):
+        refiner = REFINER if variant.decoder == "ours_refined" else None
+        return TrainConfig(
+            network=NetworkConfig(encoder=trunk, refiner=refiner),
+            criterion=_criterion(cell.task),
+            loss=_loss_weights(cell.task),
+            init=None if variant.start == "random" else "stem",
+            **common,
+        )
+    pose_loss = SetCriterionConfig(pose_loss="l1" if variant.decoder == "authors" else "squared")
     return TrainConfig(
         model="paper",
-        paper=paper_config(cell.decoder, study.trunk, num_tokens=cell.num_tokens),
+        paper=paper_config(variant.decoder, trunk, num_tokens=cell.num_tokens),
         set_criterion=pose_loss,
-        set_loss=_set_loss_weights(cell.decoder, cell.task),
+        set_loss=_set_loss_weights(variant.decoder, cell.task),
         **common,
     )
+
+
+def started(trunk: EncoderConfig, start: Start) -> EncoderConfig:
+    """The trunk with the stem of a start."""
+    if start == "random":
+        return trunk
+    num_frozen = NUM_STAGES if start == "frozen_stem" else 0
+    # An EfficientNet has channels of its own.
+    return replace(
+        trunk, stem=PRETRAINED, stem_channels=PLAIN_CHANNELS, num_frozen_stages=num_frozen
+    )
+
+
+def refused_starts() -> dict[Start, str]:
+    """Starts whose weights are not installed, and what to do about it."""
+    try:
+        lite_weights(PRETRAINED)
+    except DependencyError as error:
+        return {start: str(error) for start in STARTS if start != "random"}
+    return {}
 
 
 def paper_config(decoder: Decoder, trunk: EncoderConfig, *, num_tokens: int) -> PaperConfig:
@@ -47,10 +84,9 @@ def paper_config(decoder: Decoder, trunk: EncoderConfig, *, num_tokens: int) -> 
     ours = NetworkConfig()
     return PaperConfig(
         encoder="stem",
-        trunk=trunk,
+        trunk=replace(trunk, num_tokens=num_tokens),
         decoder=_decoder_config(decoder, trunk.width),
         descriptor_dim=trunk.width,
-        pose_from="pose_token" if num_tokens == 2 else "class_token",
         chip_px=ours.chip_px,
         gsd=ours.gsd,
         canvas_height_px=ours.canvas_height_px,
@@ -73,10 +109,15 @@ def _decoder_config(decoder: Decoder, width: int) -> PoseDecoderConfig:
     return replace(common, variant="one_way" if decoder == "one_way" else "two_way")
 
 
+def _criterion(task: Task) -> CriterionConfig:
+    # Who is trained for poses alone is not told which chips are wrong.
+    return CriterionConfig(num_negative_chips=0) if task == "pose" else CriterionConfig()
+
+
 def _loss_weights(task: Task) -> LossWeights:
     weights = LossWeights()
     if task == "retrieval":
-        return replace(weights, coarse=0.0, fine=0.0)
+        return replace(weights, coarse=0.0, fine=0.0, ranking=0.0, refined_pose=0.0)
     return replace(weights, retrieval=0.0) if task == "pose" else weights
 
 

@@ -125,9 +125,10 @@ class Plan:
         for setting in SETTINGS:
             for decoder in DECODERS:
                 yield from self.rate_cells(decoder, setting)
-        for setting in SETTINGS:
-            for decoder in DECODERS:
-                yield from self.runs(decoder, setting=setting)
+            # One seed of all decoders after the other: a study that is stopped compares them.
+            runs = [self.runs(decoder, setting=setting) for decoder in DECODERS]
+            for same_seed in zip(*(r for r in runs if r), strict=True):
+                yield from same_seed
         for decoder in DECODERS:
             cell = self.curve_cell(decoder)
             if cell is not None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from ciper.errors import TrainingError
+from ciper.files import written_whole
 
 Metrics = Mapping[str, float]
 
@@ -41,27 +44,38 @@ class Pace:
 
 
 class MetricsLog:
-    """A table of metrics (CSV): one row every `every` steps with means since the last row.
+    """A table of metrics (CSV): every `every` steps a row of means over the steps since the last.
 
     Rows that lie beyond `start`, the step that the run goes on from, are dropped: they belong to
-    steps that are now done again. The seconds go on from the last row.
+    steps that are now done again. So is a last row that was being written when its process was
+    killed. The seconds go on from the last row.
+
+    Raises:
+        TrainingError: the table of the run that goes on is no such table.
     """
 
     def __init__(self, path: Path, *, start: int = 0, every: int = 20) -> None:
         self.path, self.every = path, every
         self._rows: list[Metrics] = []
+        self._step = start
         self._written = self._read(start)
         self._started = time.monotonic()
         if self._written:
-            self._started -= float(self._written[-1].get("seconds", 0))
+            self._started -= self._number(self._written, -1, "seconds")
 
     def add(self, step: int, row: Metrics) -> dict[str, float] | None:
         """Collects a step; returns the means when a row was written."""
         self._rows.append(row)
-        if step % self.every:
+        self._step = step
+        return None if step % self.every else self.flush()
+
+    def flush(self) -> dict[str, float] | None:
+        """Writes and returns the row of the steps since the last one; None if there are none."""
+        if not self._rows:
             return None
-        means = {name: sum(r[name] for r in self._rows) / len(self._rows) for name in row}
-        means = {"step": step, "seconds": time.monotonic() - self._started, **means}
+        count = len(self._rows)
+        means = {name: sum(r[name] for r in self._rows) / count for name in self._rows[-1]}
+        means = {"step": self._step, "seconds": time.monotonic() - self._started, **means}
         self._rows.clear()
         self._write(means)
         return means
@@ -70,11 +84,23 @@ class MetricsLog:
         if not self.path.exists():
             return []
         with self.path.open(newline="") as file:
-            written = list(csv.DictReader(file))
-        kept = [row for row in written if float(row["step"]) <= start]
-        if len(kept) < len(written):
+            lines = file.readlines()
+        whole = [line for line in lines if line.endswith("\n")]
+        written = list(csv.DictReader(whole))
+        steps = [self._number(written, index, "step") for index in range(len(written))]
+        kept = [row for row, step in zip(written, steps, strict=True) if step <= start]
+        if written and (len(kept) < len(written) or len(whole) < len(lines)):
             self._rewrite(kept, list(written[0]))
         return kept
+
+    def _number(self, rows: Sequence[Mapping[str, str]], index: int, name: str) -> float:
+        try:
+            return float(rows[index][name])
+        except (KeyError, TypeError, ValueError) as error:
+            raise TrainingError(
+                f"{self.path} has the row {','.join(map(str, rows[index].values()))}; expected a "
+                f"number as its '{name}': mend the table or move it away"
+            ) from error
 
     def _write(self, means: Metrics) -> None:
         row = {name: f"{value:.6g}" for name, value in means.items()}
@@ -91,7 +117,7 @@ class MetricsLog:
     def _rewrite(self, rows: list[dict[str, str]], columns: list[str]) -> None:
         for row in rows:
             row.update({name: "" for name in columns if name not in row})
-        with self.path.open("w", newline="") as file:
+        with written_whole(self.path) as unfinished, unfinished.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=columns)
             writer.writeheader()
             writer.writerows(rows)
@@ -100,7 +126,8 @@ class MetricsLog:
 class RunLog:
     """All that a run tells while it lasts: `metrics.csv`, `validation.csv` and TensorBoard events.
 
-    Events are written when the package tensorboard is installed.
+    Events are written when the package tensorboard is installed; those beyond `start` are hidden.
+    Whoever saves the run calls `flush`: then every step is in one row, also when the run goes on.
 
     Args:
         out: RUN folder; None to write nothing.
@@ -115,20 +142,25 @@ class RunLog:
         if out is not None:
             self._steps = MetricsLog(out / "metrics.csv", start=start)
             self._validations = MetricsLog(out / "validation.csv", start=start, every=1)
-            self._open_events(out)
+            self._open_events(out, start)
 
     def __enter__(self) -> RunLog:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.flush()
         self._close()
 
     def add_step(self, step: int, row: Metrics) -> None:
-        """Collects a step's losses and statistics; `latest` are the last means."""
-        means = self._steps.add(step, row) if self._steps else None
-        if means:
-            self.latest = means
-            self._add_events("", step, means)
+        """Collects a step's losses and statistics; writes their means every so often."""
+        if self._steps:
+            self._tell(self._steps.add(step, row))
+
+    def flush(self) -> dict[str, float]:
+        """Writes the means of the steps since the last ones, and returns the latest means."""
+        if self._steps:
+            self._tell(self._steps.flush())
+        return self.latest
 
     def add_validation(self, step: int, row: Metrics) -> None:
         """Writes the figures of a validation."""
@@ -136,12 +168,17 @@ class RunLog:
             self._validations.add(step, row)
             self._add_events("validation/", step, row)
 
-    def _open_events(self, out: Path) -> None:
+    def _tell(self, means: dict[str, float] | None) -> None:
+        if means is not None:
+            self.latest = means
+            self._add_events("", int(means["step"]), means)
+
+    def _open_events(self, out: Path, start: int) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             return
-        writer = SummaryWriter(str(out))
+        writer = SummaryWriter(str(out), purge_step=start + 1 if start else None)
         self._write_event, self._close = writer.add_scalar, writer.close
 
     def _add_events(self, prefix: str, step: int, row: Metrics) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ciper.config import to_dict
-from ciper.data.synthetic import TEST_SEEDS, SyntheticConfig
+from ciper.data.synthetic import RESERVED_SEEDS, SyntheticConfig
 from ciper.errors import ConfigError
 from ciper.model.criterion import Criterion, CriterionConfig
 from ciper.model.network import Network, NetworkConfig
@@ -21,13 +21,16 @@ from ciper.model.set_criterion import SetCriterion, SetCriterionConfig, SetLossW
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of `Criterion`'s losses; the last two are the refiner's."""
+    """Weights of `Criterion`'s losses; the last two, `REFINER_LOSSES`, are the refiner's."""
 
     retrieval: float = 0.3
     coarse: float = 1.0
     fine: float = 0.5
     ranking: float = 0.5
     refined_pose: float = 0.1
+
+
+REFINER_LOSSES = ("ranking", "refined_pose")
 
 
 @dataclass(frozen=True)
@@ -125,12 +128,7 @@ class TrainConfig:
     init: str | None = None
 
     def __post_init__(self) -> None:
-        for seed in (*self.data.training_seeds, *self.data.validation_seeds):
-            if seed in TEST_SEEDS:
-                raise ConfigError(
-                    f"city {seed} is among those to train or validate on, but is a test city "
-                    f"({TEST_SEEDS[0]} to {TEST_SEEDS[-1]}); expected others: set data.first_seed"
-                )
+        _check_seeds(self.data)
         if self.train.validate_every and not self.data.validation_cities:
             raise ConfigError(
                 f"train.validate_every is {self.train.validate_every}, but there is no city to "
@@ -139,8 +137,35 @@ class TrainConfig:
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """The weight of every loss of the configured criterion, by name."""
-        return to_dict(self.loss if self.model == "ciper" else self.set_loss)
+        """The weight of every loss that the configured criterion has for the network, by name."""
+        if self.model == "paper":
+            return to_dict(self.set_loss)
+        is_refined = self.network.refiner is not None
+        weights = to_dict(self.loss)
+        return {k: v for k, v in weights.items() if is_refined or k not in REFINER_LOSSES}
+
+
+def _check_seeds(data: SyntheticConfig) -> None:
+    """Refuses cities that are kept for measuring, and to validate on those that are trained on."""
+    training, validation = data.training_seeds, data.validation_seeds
+    for setting, seeds in (("first_seed", training), ("first_validation_seed", validation)):
+        for name, reserved in RESERVED_SEEDS.items():
+            shared = _common(seeds, reserved)
+            if shared:
+                raise ConfigError(
+                    f"city {shared[0]} is among those to train or validate on, but is {name} "
+                    f"({reserved[0]} to {reserved[-1]}); expected others: set data.{setting}"
+                )
+    shared = _common(training, validation)
+    if shared:
+        raise ConfigError(
+            f"city {shared[0]} is to be trained and to be validated on; expected other cities for "
+            "each: set data.first_validation_seed"
+        )
+
+
+def _common(some: range, others: range) -> range:
+    return range(max(some.start, others.start), min(some.stop, others.stop))
 
 
 def make_network(config: TrainConfig) -> nn.Module:

@@ -1,0 +1,60 @@
+"""The commands of `ciper benchmark`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ciper.cli.options import Device, Threads, set_up
+from ciper.cli.screen import note, progress_bar
+
+benchmarks = typer.Typer(no_args_is_help=True, help="Measure accuracy.")
+
+
+@benchmarks.callback()
+def _benchmark() -> None:
+    """Measure CIPER itself."""
+
+
+@benchmarks.command()
+def accuracy(
+    out: Annotated[Path, typer.Option(metavar="REPORT", help="Folder, new or to go on with.")],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Tiny: proves the command, not the conclusions.")
+    ] = False,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="a,b,...",
+            help="Parts: a decoder, b tokens, c joint "
+            "training, d field of view, e change and occlusion.",
+        ),
+    ] = None,
+    pairs: Annotated[int | None, typer.Option(min=1, help="Pairs of a training.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Repetitions of a training.")] = None,
+    model: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="The weights that d and e evaluate.")
+    ] = "ground",
+    cache: Annotated[Path, typer.Option(help="Keeps the rendered cities.")] = Path(
+        "cache/synthetic"
+    ),
+    max_minutes: Annotated[
+        float | None, typer.Option(min=0, help="Stop then; the same command goes on.")
+    ] = None,
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Train and evaluate what the accuracy tables show; goes on after an interruption."""
+    device = set_up(device, threads)
+    from ciper.benchmark import AccuracyOptions, parse_parts, study_config
+    from ciper.benchmark import accuracy as run
+
+    config = study_config(device, is_quick=quick, num_pairs=pairs, num_seeds=seeds)
+    options = AccuracyOptions(config, parse_parts(only), model, device, cache, max_minutes)
+    with progress_bar() as progress:
+        result = run(out, options, progress=progress)
+    if result.num_missing:
+        note(f"{result.num_missing} cells are missing so far; the same command goes on with them")
+    note(f"wrote {result.report}")
