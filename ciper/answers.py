@@ -5,7 +5,7 @@ radius_50_m, radius_90_m, heading_sigma_deg, confidence, crs, x_m, y_m, hypothes
 besides ``camera`` (its projection, or "assumed"), ``in_gallery_prob`` and ``outcome``. With the
 outcome "not_in_gallery" the position and heading are null: nobody takes a guess for a place by
 mistake. The hypotheses are listed all the same. Every heading is null if the model knows nothing
-of headings.
+of headings, and the confidence of a model that is not calibrated.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,7 +37,7 @@ def answer_of(found: Localization, chips: ChipTable, *, num_hypotheses: int = 5)
         num_hypotheses: How many of the best to list.
     """
     posterior = found.posterior
-    sigma_deg = posterior.heading_sigma_deg if _says_heading(found) else None
+    sigma_deg = posterior.heading_sigma_deg if found.says_heading else None
     best = posterior.hypotheses[:num_hypotheses]
     pose = found.pose if found.is_in_gallery else None
     return {
@@ -49,7 +48,7 @@ def answer_of(found: Localization, chips: ChipTable, *, num_hypotheses: int = 5)
         "radius_50_m": posterior.radius_m(0.5),
         "radius_90_m": posterior.radius_m(0.9),
         "heading_sigma_deg": sigma_deg,
-        "confidence": found.confidence,
+        "confidence": found.confidence if found.is_calibrated else None,
         "crs": found.crs,
         "x_m": pose and found.x_m,
         "y_m": pose and found.y_m,
@@ -73,11 +72,7 @@ def _hypothesis(found: Localization, hypothesis: Hypothesis, chips: ChipTable) -
 
 
 def _heading_deg(found: Localization, pose: Pose) -> float | None:
-    return pose.heading_deg if _says_heading(found) else None
-
-
-def _says_heading(found: Localization) -> bool:
-    return math.isfinite(found.posterior.heading_sigma_deg)
+    return pose.heading_deg if found.says_heading else None
 
 
 def format_answers(answers: Sequence[Answer], form: Form) -> str:
@@ -90,7 +85,8 @@ def _text(answers: Sequence[Answer]) -> str:
 
 
 def _line(answer: Answer) -> str:
-    confidence = f"confidence {answer['confidence']:.2f}"
+    stated = answer["confidence"]
+    confidence = "confidence " + ("unknown" if stated is None else f"{stated:.2f}")
     if answer["outcome"] == NOT_IN_GALLERY:
         guess = "".join(
             f"; best guess {h['lat']:.7f}, {h['lon']:.7f}" for h in answer["hypotheses"][:1]

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from ciper.errors import ConfigError
-from ciper.study.cells import (
-    SETTINGS,
-    Cell,
-    CellStore,
-    GridCell,
-    SearchCell,
-    Setting,
-    SwapCell,
-)
+from ciper.study.cells import SETTINGS, Cell, GridCell, RealCell, SearchCell, Setting, SwapCell
 from ciper.study.config import (
     PARTS,
     Part,
@@ -28,9 +20,12 @@ from ciper.study.config import (
 )
 from ciper.study.grids import Grid
 from ciper.study.measuring import baselines
-from ciper.study.plan import Plan
+from ciper.study.networks import refused_starts
+from ciper.study.parts import Baselines, Tables
+from ciper.study.plan import Means, Plan
+from ciper.study.real import RealPhotos, read_real, real_baselines, real_folder
 from ciper.study.report import write_study
-from ciper.study.tables import Figures, Tables
+from ciper.study.store import CellStore
 from ciper.study.training import Deadline, Workshop
 
 Progress = Callable[[str, int, int], None]
@@ -38,11 +33,15 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class AccuracyResult:
-    """Where the report lies, and how much of the study is finished."""
+    """Where the report lies, and how much of the study is finished.
+
+    `refusals` say what cannot be trained here, and what to do about it.
+    """
 
     report: Path
     num_finished: int
     num_missing: int
+    refusals: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,7 @@ class AccuracyOptions:
         device: cpu, cuda or mps.
         cache: keeps rendered cities.
         max_minutes: when to stop; what is unfinished goes on in the next run.
+        real: folder of the real photos of part f, see `study.real`; None without them.
     """
 
     config: StudyConfig = field(default_factory=StudyConfig)
@@ -64,6 +64,7 @@ class AccuracyOptions:
     device: str = "cpu"
     cache: Path = Path("cache/synthetic")
     max_minutes: float | None = None
+    real: Path | None = field(default_factory=real_folder)
 
 
 def study_config(
@@ -142,9 +143,22 @@ class _Study:
         self.deadline = Deadline(None if minutes is None else time.monotonic() + 60.0 * minutes)
         self.store = CellStore(out / "cells", options.config)
         self.workshop = Workshop(self.store, options.cache, options.device, self.deadline, progress)
-        evaluates = bool({"d", "e"} & set(options.parts))
-        model_hash = self.grid.model.model_hash if evaluates else None
-        self.plan = Plan(self.store, options.parts, model_hash)
+        self.plan = Plan(self.store, options.parts, self._means())
+
+    def _means(self) -> Means:
+        parts = set(self.options.parts)
+        is_started = "f" in parts
+        return Means(
+            model_hash=self.grid.model.model_hash if parts & {"d", "e"} else None,
+            photos_hash=self.real.digest if is_started and self.real is not None else None,
+            refusals=refused_starts() if is_started else {},
+        )
+
+    @cached_property
+    def real(self) -> RealPhotos | None:
+        """The real photos, if there are any."""
+        folder = self.options.real
+        return None if folder is None else read_real(folder)
 
     @cached_property
     def grid(self) -> Grid:
@@ -162,18 +176,27 @@ class _Study:
             self.workshop.swap(cell)
         elif isinstance(cell, SearchCell):
             self.workshop.search(cell)
+        elif isinstance(cell, RealCell):
+            assert self.real is not None, "the plan has real photos only where they were read"
+            self.workshop.real(cell, self.real)
         else:
             self.workshop.train(cell)
 
     def write(self) -> AccuracyResult:
         """The report of all that is finished."""
-        tables = Tables(self.plan, self._baselines() if self.plan.is_trained else {})
+        is_started = "f" in self.options.parts
+        on_real = {} if self.real is None or not is_started else real_baselines(self.real)
+        tables = Tables(self.plan, self._baselines(), on_real)
         report = write_study(self.out, tables, self.options.parts)
+        num_finished = sum(self.store.result(cell) is not None for cell in self.plan.cells())
         num_missing = sum(1 for _ in self.plan.missing())
-        num_cells = sum(1 for _ in self.plan.cells())
-        return AccuracyResult(report, num_cells - num_missing, num_missing)
+        refusals = tuple(dict.fromkeys(self.plan.means.refusals.values()))
+        return AccuracyResult(report, num_finished, num_missing, refusals)
 
-    def _baselines(self) -> dict[Setting, Mapping[str, Figures]]:
+    def _baselines(self) -> dict[Setting, Baselines]:
+        # Nothing is rendered only for them: time may be over.
+        if not (self.plan.is_trained and self.workshop.has_cities(self.options.config.test)):
+            return {}
         num_references = len(self.workshop.gallery)
         return {
             setting: baselines(self.workshop.test_pairs(setting), num_references=num_references)

@@ -3,7 +3,8 @@
 Fitted on validation cities that neither training nor any reported figure uses. Photos of the
 city and foreign ones (of another city) meet each city's gallery; the posterior's shape is
 chosen by the likelihood of the true places, two logistic models by that of "within 5 m" and
-"in this gallery".
+"in this gallery". Of a network of set prediction the scale of similarities and the spreads of
+hypotheses come first, see `ciper.model.set_fit`.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from ciper.checkpoint import load_checkpoint
+from ciper.camera import ASSUMED_FOV_DEG, Camera
 from ciper.city.parts import CITY_VERSION
 from ciper.data.poses import PhotoPose, read_poses
 from ciper.errors import ConfigError, OutputError
+from ciper.geo import LocalFrame, wrap_signed_deg
 from ciper.index import build_index
 from ciper.localize import (
     CONFIDENT_WITHIN_M,
@@ -29,9 +31,11 @@ from ciper.localize import (
     posterior_of,
 )
 from ciper.metrics import coverage
-from ciper.model.load import Calibration, Model, export_weights, load_model
-from ciper.model.model import PhotoCode, Shape
-from ciper.simulate import SimulateConfig, simulate
+from ciper.model.load import Calibration, Model, PaperModel, export_weights, load_model
+from ciper.model.model import PhotoCode, PosteriorShape
+from ciper.model.paper import PaperGround
+from ciper.model.set_fit import Seen, fit_scale, fit_spread
+from ciper.simulate import SimulateConfig, parse_camera, simulate
 
 Float = NDArray[np.floating[Any]]
 Progress = Callable[[str, int, int], None]
@@ -107,12 +111,6 @@ def calibrate(
         The calibration that was written.
     """
     config = config or CalibrateConfig()
-    _, header = load_checkpoint(checkpoint)
-    if header.get("config", {}).get("model", "ciper") != "ciper":
-        raise ConfigError(
-            f"{checkpoint} holds a network of set prediction; expected one whose evidence is "
-            'correlated (model = "ciper"): its spread stands under "calibration" in its header'
-        )
     if out.exists() and checkpoint.resolve() == out.resolve():
         raise OutputError(f"{out} is the checkpoint itself; expected another file for the weights")
     # Fit what will be used, the float16 weights; `out` is touched when all is done.
@@ -120,15 +118,22 @@ def calibrate(
     draft = cache / f"{out.stem}.draft.safetensors"
     export_weights(checkpoint, draft, Calibration())
     model = load_model(draft, device)
+    config = with_cameras_of(model, config)
     cities = [prepare_city(model, config, cache, i, progress) for i in range(len(config.seeds))]
-    cases = [
-        posterior_case(city.localizer, photo)
-        for number, city in enumerate(cities, start=1)
-        for photo in _shown(city.own, progress, f"posterior, city {number}")
-    ]
-    calibration = Calibration(
-        wide=fit_shape([c for c in cases if c.visible_share > WIDE_ABOVE] or cases),
-        narrow=fit_shape([c for c in cases if c.visible_share <= WIDE_ABOVE] or cases),
+    shapes = candidates()
+    if isinstance(model, PaperModel):
+        model = fit_set(model, cities, progress)
+        # Its coarse and fine cells are parts of one mixture already.
+        shapes = [PosteriorShape(floor=0.0)]
+    cases = []
+    for number, city in enumerate(cities, start=1):
+        localizer = Localizer(city.localizer.gallery, model)
+        for photo in _shown(city.own, progress, f"posterior, city {number}"):
+            cases.append(posterior_case(localizer, photo, shapes))
+    calibration = replace(
+        model.calibration,
+        wide=fit_shape([c for c in cases if c.visible_share > WIDE_ABOVE] or cases, shapes),
+        narrow=fit_shape([c for c in cases if c.visible_share <= WIDE_ABOVE] or cases, shapes),
     )
     model = replace(model, calibration=calibration)
     features, is_right, is_own = [], [], []
@@ -176,7 +181,77 @@ def prepare_city(
     )
 
 
-def fit_shape(cases: Sequence[Case]) -> Shape:
+def with_cameras_of(model: Model, config: CalibrateConfig) -> CalibrateConfig:
+    """The configuration with those of its cameras alone that the model was trained on.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    cameras = tuple(name for name in config.cameras if model.misfit(_camera(name)) is None)
+    if not cameras:
+        raise ConfigError(
+            f"cameras {', '.join(config.cameras)} do not suit the model {model.model_name!r}; "
+            "expected one as in its training"
+        )
+    return replace(config, cameras=cameras)
+
+
+def _camera(name: str) -> Camera:
+    kind, hfov_deg = parse_camera(name)
+    if kind == "panorama":
+        return Camera("equirectangular", height_px=256, width_px=512, hfov_deg=360.0)
+    return Camera("pinhole", height_px=300, width_px=400, hfov_deg=hfov_deg or ASSUMED_FOV_DEG)
+
+
+def fit_set(model: PaperModel, cities: Sequence[City], progress: Progress) -> PaperModel:
+    """The model with the scale and the spreads that the cities' own photos ask for."""
+    seen = [
+        found
+        for number, city in enumerate(cities, start=1)
+        for photo in _shown(city.own, progress, f"hypotheses, city {number}")
+        if (found := seen_of(model, city.localizer, photo)) is not None
+    ]
+    if not seen:
+        raise ConfigError(
+            "no photo of the validation cities lies in their galleries; expected larger cities "
+            "than a few of the model's chips"
+        )
+    half_m = model.chip_m / 4
+    spread = fit_spread(seen, half_m=half_m, says_heading=model.says_heading)
+    calibration = replace(
+        model.calibration,
+        similarity_scale=fit_scale(seen),
+        position_sigma_m=spread.position_m,
+        heading_sigma_deg=spread.heading_deg or model.calibration.heading_sigma_deg,
+    )
+    return replace(model, calibration=calibration)
+
+
+def seen_of(model: PaperModel, localizer: Localizer, photo: PhotoPose) -> Seen | None:
+    """What the model says of a photo and of the chip that holds it; None outside the gallery."""
+    gallery = localizer.gallery
+    chip = int(gallery.nearest_chips(lat=[photo.lat], lon=[photo.lon])[0])
+    if chip < 0:
+        return None
+    code = _code(localizer, photo)
+    assert isinstance(code, PaperGround)
+    features = localizer.features(np.arange(len(gallery)))
+    num_views = len(code.descriptor)
+    even = np.full((1, num_views), -np.log(num_views))
+    poses = model.decode(code, np.array([chip]), features, even)
+    frame = LocalFrame(lat=float(gallery.chips.lat[chip]), lon=float(gallery.chips.lon[chip]))
+    x_m, y_m = frame.to_local(lat=photo.lat, lon=photo.lon)
+    pose = poses.pose[0]
+    return Seen(
+        cosine=model.cosine(code, features),
+        chip=chip,
+        log_weight=poses.log_weight[0],
+        distance_m=np.hypot(pose[:, 0] - x_m, pose[:, 1] - y_m),
+        turn_deg=wrap_signed_deg(pose[:, 2] - (photo.heading_deg or 0.0)),
+    )
+
+
+def fit_shape(cases: Sequence[Case], shapes: Sequence[PosteriorShape]) -> PosteriorShape:
     """The candidate and the floor under which the true places are most likely.
 
     The score is the mean log likelihood less a penalty for a coverage of the 50 % and 90 %
@@ -197,13 +272,13 @@ def fit_shape(cases: Sequence[Case]) -> Shape:
         index = int(score.argmax())
         best = max(best, (float(score[index]), index, floor))
     _, chosen, floor = best
-    return replace(candidates()[chosen], floor=floor)
+    return replace(shapes[chosen], floor=floor)
 
 
-def candidates() -> list[Shape]:
+def candidates() -> list[PosteriorShape]:
     """The shapes of posterior that are tried, all without a floor."""
     tried = itertools.product(COARSE_TEMPERATURES, FINE_TEMPERATURES, UNREFINED_OFFSETS)
-    return [Shape(coarse, fine, offset, floor=0.0) for coarse, fine, offset in tried]
+    return [PosteriorShape(coarse, fine, offset, floor=0.0) for coarse, fine, offset in tried]
 
 
 def fit_logistic(
@@ -251,12 +326,14 @@ def _shown(photos: Sequence[PhotoPose], progress: Progress, what: str) -> Iterat
         progress(what, done, len(photos))
 
 
-def posterior_case(localizer: Localizer, photo: PhotoPose) -> Case:
+def posterior_case(
+    localizer: Localizer, photo: PhotoPose, shapes: Sequence[PosteriorShape]
+) -> Case:
     """How a photo's posterior rates the truth under every candidate."""
     found = localizer.match(_code(localizer, photo))
     x_m, y_m = found.places.to_local(lat=photo.lat, lon=photo.lon)
     density, masses = [], []
-    for shape in candidates():
+    for shape in shapes:
         calibration = Calibration(wide=shape, narrow=shape)
         posterior = posterior_of(found.evidence, found.places, calibration)
         density.append(posterior.log_density(x_m, y_m))
@@ -274,4 +351,4 @@ def answer(localizer: Localizer, photo: PhotoPose) -> tuple[tuple[float, ...], f
 
 
 def _code(localizer: Localizer, photo: PhotoPose) -> PhotoCode:
-    return localizer.read(photo.photo, camera=photo.camera_overrides).code
+    return localizer.read_posed(photo).code

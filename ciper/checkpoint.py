@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,25 +69,55 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
         CheckpointError: The file is missing, is not a checkpoint of CIPER, is cut short, or its
             tensors do not match their checksum.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; name a .safetensors checkpoint.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path}: is not a complete safetensors file ({error}); fetch or write it again."
-        ) from error
+    tensors = read_safetensors(path)
+    metadata = read_metadata(path)
     header = _parse_header(path, metadata)
     if metadata.get(_CHECKSUM_KEY) != _checksum(tensors):
         raise CheckpointError(
             f"{path}: the tensors do not match their checksum; fetch or write it again."
         )
     return tensors, header
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file is one of ours; other safetensors files lack our header.
+
+    Raises:
+        CheckpointError: It should be a safetensors file and is none.
+    """
+    return path.suffix == ".safetensors" and _HEADER_KEY in read_metadata(path)
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of any safetensors file.
+
+    Raises:
+        CheckpointError: It is missing, no such file or cut short.
+    """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What any safetensors file says besides; raises as `read_safetensors`."""
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: is not a complete safetensors file ({error}); fetch or write it again."
+        ) from error
 
 
 def weights_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

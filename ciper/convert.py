@@ -6,8 +6,8 @@ must be named. Nothing is trained or rounded: the weights stay float32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import get_args
@@ -15,9 +15,9 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from ciper.checkpoint import save_checkpoint
+from ciper.checkpoint import read_safetensors, save_checkpoint
 from ciper.config import to_dict
-from ciper.errors import CheckpointError, ConfigError
+from ciper.errors import CheckpointError, ConfigError, OutputError
 from ciper.model.model import Calibration
 from ciper.model.paper import PaperConfig, PaperNetwork
 from ciper.model.released import Dataset, Origin, read_released
@@ -27,14 +27,18 @@ from ciper.model.released import Dataset, Origin, read_released
 SIDES_M: Mapping[Dataset, float] = {"vigor": 640 * 0.111, "kitti": 100.27, "ford": 112.6}
 # What `--gsd` counts: pixels along a chip as the data set has it.
 SIDES_PX: Mapping[Dataset, int] = {"vigor": 640, "kitti": 512, "ford": 512}
-# Standard deviations of a hypothesis: metres per axis and degrees. From published medians of the
-# decoder's error (cross-area 4.79 m of VIGOR; 6.44 m and 1.06 deg of KITTI; 9.94 m and 0.62 deg of
-# Ford's Log1), a Rayleigh's median being 1.177 sigma and a half-normal's 0.6745 sigma.
-SPREADS: Mapping[Dataset, tuple[float, float]] = {
-    "vigor": (4.1, 6.0),
-    "kitti": (5.5, 1.6),
-    "ford": (8.4, 0.9),
+# Published medians of the decoder's errors, metres and degrees: VIGOR and KITTI cross-area, Ford's
+# Log1; of chips turned to within 10 deg of the heading, and of chips turned anyhow. VIGOR's metres
+# were counted with 512 px for 640, and its headings never varied.
+MEDIANS: Mapping[tuple[Dataset, float], tuple[float, float | None]] = {
+    ("vigor", 180.0): (4.79 * 640 / 512, None),
+    ("kitti", 10.0): (6.44, 1.06),
+    ("kitti", 180.0): (11.33, 4.48),
+    ("ford", 10.0): (10.14, 0.63),
+    ("ford", 180.0): (9.96, 0.62),
 }
+# In standard deviations: medians of the length of an error in the plane, and of an angle's size.
+RAYLEIGH_MEDIAN, HALF_NORMAL_MEDIAN = 1.1774, 0.6745
 LARGEST_DIFFERENCE = 1e-4
 
 
@@ -47,7 +51,6 @@ class Conversion:
         num_parameters: of the network.
         differences: largest absolute difference from what the authors' network computes, by
             output; empty if nothing was compared.
-        is_right: no difference is too large, and the file was written.
     """
 
     config: PaperConfig
@@ -56,7 +59,7 @@ class Conversion:
 
     @property
     def is_right(self) -> bool:
-        """Whether no difference is too large; NaN is."""
+        """Whether no difference is too large (NaN is), so that the file was written."""
         return all(value <= LARGEST_DIFFERENCE for value in self.differences.values())
 
 
@@ -66,6 +69,7 @@ def convert(
     dataset: str,
     *,
     gsd: float | None = None,
+    heading_range_deg: float = 180.0,
     verify: Path | None = None,
 ) -> Conversion:
     """Writes a released checkpoint as weights that every verb takes.
@@ -76,14 +80,18 @@ def convert(
         dataset: what it was trained on: vigor, kitti or ford.
         gsd: metres per pixel of a chip as the data set has it (VIGOR's 640 px, otherwise the
             512-px crop); None takes the published one.
+        heading_range_deg: to within which KITTI's and Ford's chips had been turned to the photo's
+            heading in its training: 10, or 180 for any heading. No file tells.
         verify: inputs and the outputs of the authors' network, to compare with.
 
     Raises:
-        ConfigError: another data set, or an impossible gsd.
+        ConfigError: another data set, an impossible gsd, or another range of headings.
         CheckpointError: a file cannot be read or is of another network.
-        OutputError: `out` cannot be written.
+        OutputError: `out` is one of the inputs or cannot be written.
     """
-    origin = Origin(_known(dataset), _side_m(_known(dataset), gsd))
+    origin = Origin(_known(dataset), _side_m(_known(dataset), gsd), heading_range_deg)
+    calibration = _start(origin)
+    _check_out(out, (source, verify))
     released = read_released(source, side_m=origin.side_m)
     network = PaperNetwork(released.config)
     network.load_state_dict(released.weights)
@@ -93,8 +101,6 @@ def convert(
         differences={} if verify is None else differences_from(network.eval(), verify),
     )
     if conversion.is_right:
-        position_m, heading_deg = SPREADS[origin.dataset]
-        calibration = Calibration(position_sigma_m=position_m, heading_sigma_deg=heading_deg)
         header = {
             "config": {"model": "paper", "paper": to_dict(released.config)},
             "origin": to_dict(origin),
@@ -104,6 +110,30 @@ def convert(
         state = {f"model.{name}": value for name, value in released.weights.items()}
         save_checkpoint(out, state, header)
     return conversion
+
+
+def _check_out(out: Path, inputs: Iterable[Path | None]) -> None:
+    for path in inputs:
+        if path is not None and out.exists() and path.exists() and out.samefile(path):
+            raise OutputError(
+                f"{out} is {path} itself, which is read; expected another file for the weights"
+            )
+
+
+def _start(origin: Origin) -> Calibration:
+    """Spreads that a hypothesis has by the published errors; nothing else is known."""
+    held = MEDIANS.get((origin.dataset, origin.heading_range_deg))
+    if held is None:
+        ranges = ", ".join(f"{deg:g}" for dataset, deg in MEDIANS if dataset == origin.dataset)
+        raise ConfigError(
+            f"--heading-range {origin.heading_range_deg:g}: {origin.dataset} has no such training; "
+            f"expected {ranges}"
+        )
+    position_m, heading_deg = held
+    start = Calibration(position_sigma_m=position_m / RAYLEIGH_MEDIAN, is_fitted=False)
+    if heading_deg is None:
+        return start
+    return replace(start, heading_sigma_deg=heading_deg / HALF_NORMAL_MEDIAN)
 
 
 def _known(dataset: str) -> Dataset:
@@ -145,15 +175,7 @@ def differences_from(network: PaperNetwork, expected: Path) -> dict[str, float]:
     Raises:
         CheckpointError: the file cannot be read, or is of a network of other sizes.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        held = load_file(expected)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{expected}: cannot be read ({error}); expected safetensors to compare with."
-        ) from error
+    held = read_safetensors(expected)
     missing = [name for name in (*INPUTS, *OUTPUTS) if name not in held]
     if missing:
         raise CheckpointError(f"{expected}: lacks {', '.join(missing)}; expected all of them.")
@@ -193,7 +215,7 @@ def outputs_of(network: PaperNetwork, ground: Tensor, aerial: Tensor) -> dict[st
     """
     photos = network.ground_tokens(_as_seen(ground))
     chips = network.aerial_tokens(_as_seen(aerial))
-    found = network.decode(network.ground_code(photos), chips.patches)
+    found = network.decode(network.ground_code(photos, torch.ones(len(ground))), chips.patches)
     return {
         "ground_descriptor": network.ground_features(photos),
         "ground_pose_token": photos.pose_token,

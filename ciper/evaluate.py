@@ -106,7 +106,7 @@ def evaluate(
             )
         figures["warnings"] = [
             *_warnings_of(queries),
-            *_warnings_of_model(localizer),
+            *_warnings_of_model(localizer, queries),
             *_warnings_of_foreign(problems, foreign),
         ]
         figures["seconds"] = time.perf_counter() - started
@@ -158,13 +158,21 @@ def _warnings_of(queries: Sequence[Query]) -> list[str]:
     return warnings
 
 
-def _warnings_of_model(localizer: Localizer) -> list[str]:
-    if localizer.model.says_heading:
-        return []
-    return [
-        f"the model {localizer.model.model_name!r} says nothing of headings; the middle of each "
-        "panorama is taken for north, and figures of heading are left out"
-    ]
+def _warnings_of_model(localizer: Localizer, queries: Sequence[Query]) -> list[str]:
+    """What limits the model, and how the photos were shown to it."""
+    model, warnings = localizer.model, list(localizer.model.limits)
+    if model.wants_north:
+        num_told = sum(query.pose.heading_deg is not None for query in queries)
+        warnings.append(
+            f"the headings of the table turned {num_told} of {len(queries)} photos to north, as "
+            "in the model's training, where they are full panoramas; figures of heading are left "
+            "out"
+        )
+    encoded = [query.encoded for query in queries if query.encoded is not None]
+    misfits = [problem for photo in encoded if (problem := model.misfit(photo.camera))]
+    if misfits:
+        warnings.append(f"{len(misfits)} of {len(queries)} photos: {misfits[0]}")
+    return warnings
 
 
 def _warnings_of_foreign(problems: Sequence[str], poses: Sequence[PhotoPose]) -> list[str]:
@@ -194,7 +202,7 @@ def _ask(
     for i, (pose, chip) in enumerate(zip(poses, true_chips.tolist(), strict=True)):
         query = Query(pose, chip)
         try:
-            query.encoded = localizer.read(pose.photo, camera=pose.camera_overrides)
+            query.encoded = localizer.read_posed(pose)
         except (PhotoError, CameraError) as error:
             query.problem = " ".join(str(error).split())
         else:
@@ -345,7 +353,7 @@ def _confidence_of(
     confidences, problems = [], []
     for i, pose in enumerate(poses, start=1):
         try:
-            found = localizer.localize(pose.photo, camera=pose.camera_overrides)
+            found = localizer.answer(localizer.read_posed(pose))
         except (PhotoError, CameraError) as error:
             problems.append(" ".join(str(error).split()))
         else:

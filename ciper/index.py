@@ -37,6 +37,7 @@ from ciper.gallery.raster import Mosaic, RasterInfo
 from ciper.gallery.shards import AerialCodes, Shard, sha256_of
 from ciper.gallery.store import Gallery, check_raster
 from ciper.gallery.writer import GalleryWriter, settle
+from ciper.pose_grid import snapped
 
 # An append encodes a known chip again only if more than this of it had no imagery.
 _COMPLETE_FRACTION = 0.999
@@ -171,8 +172,9 @@ def build_index(
 
 
 def _header(encoder: AerialEncoder, options: IndexOptions) -> GalleryHeader:
-    chip_m = encoder.chip_px * encoder.gsd if options.chip_m is None else options.chip_m
-    stride_m = chip_m / 2 if options.stride_m is None else options.stride_m
+    wanted_m = encoder.chip_px * encoder.gsd
+    chip_m = wanted_m if options.chip_m is None else snapped(options.chip_m, wanted_m)
+    stride_m = chip_m / 2 if options.stride_m is None else snapped(options.stride_m, chip_m / 2)
     header = GalleryHeader(
         model_name=encoder.model_name,
         model_hash=encoder.model_hash,
@@ -184,7 +186,7 @@ def _header(encoder: AerialEncoder, options: IndexOptions) -> GalleryHeader:
         raise ConfigError(
             f"chip_m={chip_m:g} is {header.grid.chip_px} px of {encoder.gsd:g} m; model "
             f"{encoder.model_name!r} expects {encoder.chip_px} px: "
-            f"use --chip-m {encoder.chip_px * encoder.gsd:g}."
+            f"use --chip-m {wanted_m:g}."
         )
     return header
 

@@ -15,21 +15,24 @@ import torch
 from numpy.typing import NDArray
 
 from ciper.camera import Camera, CameraOverrides, camera_from_metadata
+from ciper.data.poses import PhotoPose
 from ciper.data.preprocess import read_photo
 from ciper.errors import GalleryError
 from ciper.gallery.store import Gallery
 from ciper.geo import LocalFrame, Pose
+from ciper.logits import logsumexp
 from ciper.metadata import PhotoMetadata, read_metadata
 from ciper.model.load import Calibration, Model, load_model
 from ciper.model.matcher import Evidence
 from ciper.model.model import ChipFeatures, PhotoCode
-from ciper.posterior import Hypothesis, Places, Posterior, Refinement
+from ciper.posterior import Hypothesis, Places, Posterior
 from ciper.prior import Heading, Near, Prior
+from ciper.refinement import Refinement
 
 Float = NDArray[np.floating[Any]]
 
-# Up to this many chips (6 km^2 at a stride of 64 m) every chip is matched; above it, the ones that
-# retrieval finds.
+# Up to this many chips every chip is matched, which answers for 1600 squares of half a chip's side
+# (6.6 km^2 of chips of 128 m, 2 km^2 of VIGOR's); above it, the ones that retrieval finds.
 MAX_EXHAUSTIVE_CHIPS = 1600
 NUM_SHORTLIST = 512
 NOT_IN_GALLERY_ABOVE = 0.5
@@ -38,13 +41,14 @@ CONFIDENT_WITHIN_M = 5.0
 
 @dataclass(frozen=True)
 class EncodedPhoto:
-    """A photo that was read and encoded; it can be asked for under any priors.
+    """A photo that was read and encoded; it can be asked for under any priors, but see `code`.
 
     Attributes:
         photo: its path.
         camera: what it was taken to be.
         metadata: what its file says.
-        code: the network's.
+        code: the network's. A model that `wants_north` saw the photo turned by the heading that
+            `Localizer.read` was told, if any: for another one it must be read again.
         seconds: of reading and encoding.
     """
 
@@ -74,9 +78,7 @@ class Match:
     @property
     def chip_evidence(self) -> Float:
         """(R,) log evidence of each chip: of all its poses together."""
-        coarse = self.evidence.coarse.reshape(len(self.chips), -1).astype(np.float64)
-        peak = coarse.max(axis=1)
-        return np.asarray(peak + np.log(np.exp(coarse - peak[:, None]).sum(axis=1)))
+        return logsumexp(self.evidence.coarse, axis=(1, 2, 3))
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,9 @@ class Localization:
         posterior: the whole answer; its frame is `posterior.places.frame`.
         chips: (R,) the posterior's chips as indexes in the gallery.
         chip_evidence: (R,) log evidence of each of them.
-        confidence: probability that `pose` lies within 5 m of the truth.
+        confidence: probability that `pose` lies within 5 m of the truth; a rank and no more if
+            the model's calibration is not fitted.
+        is_calibrated: whether it is.
         camera: what the photo was taken to be.
         metadata: what the photo's file says.
         features: what the confidence rests on, see `confidence_features`.
@@ -103,6 +107,7 @@ class Localization:
     chips: NDArray[np.int64]
     chip_evidence: Float
     confidence: float
+    is_calibrated: bool
     camera: Camera
     metadata: PhotoMetadata
     features: tuple[float, ...]
@@ -115,6 +120,11 @@ class Localization:
     def is_in_gallery(self) -> bool:
         """Whether "not in this gallery" is the less probable outcome."""
         return self.posterior.outside_prob <= NOT_IN_GALLERY_ABOVE
+
+    @property
+    def stated_confidence(self) -> str:
+        """The confidence for people."""
+        return f"{self.confidence:.2f}" if self.is_calibrated else "unknown"
 
     @property
     def says_heading(self) -> bool:
@@ -197,8 +207,21 @@ class Localizer:
         started = time.perf_counter()
         pixels, metadata = read_photo(photo), read_metadata(photo)
         lens = camera_from_metadata(metadata, size_px=pixels.shape[:2], overrides=camera)
-        code = self.encode(pixels, lens, heading=heading)
+        heading_deg = None if heading is None else heading.heading_deg
+        code = self.model.encode_photo(pixels, lens, heading_deg=heading_deg)
         return EncodedPhoto(str(photo), lens, metadata, code, time.perf_counter() - started)
+
+    def read_posed(self, pose: PhotoPose) -> EncodedPhoto:
+        """Reads a photo of a table of poses, with what the table tells of its camera.
+
+        Its heading is told as well, for models that were trained on panoramas turned to north.
+
+        Raises:
+            PhotoError, CameraError: the photo cannot be used.
+        """
+        # Reading looks at the heading alone, not at its spread.
+        heading = None if pose.heading_deg is None else Heading(pose.heading_deg, sigma_deg=1.0)
+        return self.read(pose.photo, camera=pose.camera_overrides, heading=heading)
 
     def answer(
         self, photo: EncodedPhoto, *, near: Near | None = None, heading: Heading | None = None
@@ -220,6 +243,7 @@ class Localizer:
             chips=found.chips,
             chip_evidence=found.chip_evidence,
             confidence=self.confidence(features),
+            is_calibrated=self.model.calibration.is_fitted,
             camera=photo.camera,
             metadata=photo.metadata,
             features=features,
@@ -228,13 +252,6 @@ class Localizer:
             y_m=y_m,
             seconds=photo.seconds + time.perf_counter() - started,
         )
-
-    def encode(
-        self, pixels: NDArray[np.uint8], camera: Camera, *, heading: Heading | None = None
-    ) -> PhotoCode:
-        """Codes of a photo: one, or one per field of view that it may have."""
-        heading_deg = None if heading is None else heading.heading_deg
-        return self.model.encode_photos(*self.model.views(pixels, camera, heading_deg=heading_deg))
 
     def posterior(
         self, code: PhotoCode, *, near: Near | None = None, heading: Heading | None = None
@@ -256,7 +273,7 @@ class Localizer:
         prior = Prior(places, near, heading)
         evidence = self.model.match(
             code,
-            self._features(chips),
+            self.features(chips),
             has_imagery=self._has_imagery[chips],
             log_prior=prior.on_coarse_cells,
         )
@@ -302,7 +319,8 @@ class Localizer:
         found, similarity = self.gallery.index.search(queries, num_chips, chips=chips)
         return found[0], similarity[0]
 
-    def _features(self, chips: NDArray[np.int64]) -> ChipFeatures:
+    def features(self, chips: NDArray[np.int64]) -> ChipFeatures:
+        """What the gallery holds of some chips."""
         gallery, device = self.gallery, self.model.device
         return ChipFeatures(
             read_descriptors=lambda: gallery.descriptors[chips],
@@ -325,7 +343,7 @@ class Localizer:
     @cached_property
     def _has_imagery(self) -> NDArray[np.bool_]:
         """`(R, 16, 16)` coarse cells of all chips that hold imagery."""
-        return self.model.cells_with_imagery(self._features(np.arange(len(self.gallery))))
+        return self.model.cells_with_imagery(self.features(np.arange(len(self.gallery))))
 
     def _in_raster_crs(self, pose: Pose, chip: int) -> tuple[str, float, float]:
         crs = self.gallery.rasters[int(self.gallery.chips.rasters[chip])].crs
@@ -343,17 +361,17 @@ def crs_name(wkt: str) -> str:
 
 def posterior_of(evidence: Evidence, places: Places, calibration: Calibration) -> Posterior:
     """Calibrated posterior of a photo's evidence."""
-    shape = calibration.shape(evidence.visible_share)
+    e, shape = evidence, calibration.shape(evidence.visible_share)
     posterior = Posterior.from_logits(
         places,
-        evidence.coarse,
-        Refinement(evidence.chip, evidence.heading, evidence.row, evidence.column, evidence.fine),
+        e.coarse,
+        Refinement(e.chip, e.heading, e.row, e.column, e.fine, e.side_share),
         coarse_temperature=shape.coarse_temperature,
         fine_temperature=shape.fine_temperature,
         unrefined_offset=shape.unrefined_offset,
         floor=shape.floor,
     )
-    return replace(posterior, says_heading=evidence.says_heading)
+    return replace(posterior, says_heading=e.says_heading)
 
 
 def confidence_features(
@@ -362,21 +380,21 @@ def confidence_features(
     """What tells a right answer from a wrong one, all relative: no photo's logits have a zero.
 
     Returns:
-        Log odds of the mass within 5 m of the answer; how far its coarse evidence stands out of the
-        mean over the places that the prior leaves; how much more than other modes the fine level
-        confirms it; and the share of the horizon that the photo sees.
+        `NUM_FEATURES` numbers: log odds of the mass within 5 m of the answer; how far its coarse
+        evidence stands out of the mean over the places that the prior leaves; how much more than
+        other modes the fine level confirms it; and the share of the horizon that the photo sees.
     """
     mode = posterior.mode
     mass = min(max(posterior.prob_within(CONFIDENT_WITHIN_M, mode.x_m, mode.y_m), 1e-6), 1 - 1e-6)
     e = evidence
     coarse = e.coarse[e.chip, e.heading, e.row, e.column].astype(np.float64)
-    added = np.array([_logsumexp(window) for window in e.fine]) - coarse
+    added = logsumexp(e.fine, axis=(1, 2, 3)) - coarse
     best = int(posterior.refinement.log_prob.reshape(len(added), -1).max(1).argmax())
     if log_prior is None:
-        mean = _logsumexp(e.coarse) - np.log(np.isfinite(e.coarse).sum())
+        mean = logsumexp(e.coarse) - np.log(np.isfinite(e.coarse).sum())
     else:
         is_possible = np.isfinite(e.coarse)
-        mean = _logsumexp(e.coarse + log_prior) - _logsumexp(log_prior[is_possible])
+        mean = logsumexp(e.coarse + log_prior) - logsumexp(log_prior[is_possible])
     return (
         float(np.log(mass / (1 - mass))),
         float(coarse[best] - mean),
@@ -389,8 +407,3 @@ def logistic(weights: Sequence[float], features: Sequence[float]) -> float:
     """Logistic model: weights are (constant, one per feature)."""
     total = weights[0] + sum(w * f for w, f in zip(weights[1:], features, strict=True))
     return float(1 / (1 + np.exp(-np.clip(total, -60, 60))))
-
-
-def _logsumexp(x: NDArray[Any]) -> float:
-    peak = float(x.max())
-    return peak + float(np.log(np.exp(x.astype(np.float64) - peak).sum()))

@@ -182,7 +182,7 @@ def _draw_title(figure: Figure, scene: _Scene) -> None:
             f"the best guess would be {place}"
         )
     figure.text(0.022, 0.945, title, fontsize=23, weight="bold", color=color, va="center")
-    line = f"{spread};  confidence {found.confidence:.2f}"
+    line = f"{spread};  confidence {found.stated_confidence}"
     if scene.truth is not None:
         line += f";  {_error_text(scene)}"
     figure.text(0.022, 0.905, line, fontsize=12.5, color=FAINT, va="center")
@@ -273,7 +273,7 @@ def _draw_imagery(ax: Axes, image: Rgb | str, extent: tuple[float, float, float,
 def _heat_about_answer(posterior: Posterior) -> Float:
     """RGBA (400, 400, 4) of the density in the view, north up.
 
-    Four times as fine as the places, which lie anywhere in it: their edges are right to 0.25 m.
+    The places lie anywhere in it; their edges are right to half a pixel.
     """
     num = round(VIEW_M / HEAT_M)
     mode, places, fine_m = posterior.mode, posterior.places, posterior.places.fine_m

@@ -8,6 +8,7 @@ counted from north and columns from west, and nine fine headings.
 
 from __future__ import annotations
 
+from math import isclose
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,13 @@ NUM_COARSE, NUM_FINE = 16, 32
 NUM_HEADINGS = 32
 HEADING_STEP_DEG = 360.0 / NUM_HEADINGS
 FINE_STEP_DEG = HEADING_STEP_DEG / 4
+# Relative: what is lost when a size is printed with six digits.
+SIZE_TOLERANCE = 1e-5
+
+
+def snapped(size_m: float, wanted_m: float) -> float:
+    """The wanted size if a size is meant to be it, else the size itself."""
+    return wanted_m if isclose(size_m, wanted_m, rel_tol=SIZE_TOLERANCE) else size_m
 
 
 def window_cells(coarse: NDArray[np.integer[Any]] | int) -> Int:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ciper.geo import LocalFrame, Pose, wrap_deg, wrap_signed_deg
+from ciper.logits import logsumexp
 from ciper.pose_grid import (
     CELLS_PER_CHIP,
     COARSE_M,
@@ -25,15 +26,11 @@ from ciper.pose_grid import (
     NUM_COARSE,
     NUM_FINE,
     NUM_HEADINGS,
-    window_cells,
     window_steps,
 )
+from ciper.refinement import Refinement, is_first, place_masses, take_covered
 
 Float = NDArray[np.floating[Any]]
-Int = NDArray[np.int64]
-
-# Share of a neighbouring coarse heading that a window's 9 fine headings reach into.
-NEIGHBOUR_SHARE = (9 * FINE_STEP_DEG - HEADING_STEP_DEG) / 2 / HEADING_STEP_DEG
 
 
 @dataclass(frozen=True)
@@ -92,37 +89,11 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Refinement:
-    """W fine windows: chip, coarse heading, row, column `(W,)` of the cell that each is around.
-
-    `log_prob (W, 9, 6, 6)` is the mass of their cells: heading step, row (from north), column.
-    """
-
-    chip: Int
-    heading: Int
-    row: Int
-    column: Int
-    log_prob: Float
-
-    @property
-    def heading_deg(self) -> Float:
-        """`(W, 9)` headings."""
-        return np.asarray(window_steps(self.heading) * FINE_STEP_DEG % 360.0, dtype=np.float64)
-
-    @property
-    def rows(self) -> Int:
-        """`(W, 6)` fine rows in the chip's central 32; outside 0..31 there is no mass."""
-        return window_cells(self.row)
-
-    @property
-    def columns(self) -> Int:
-        """`(W, 6)` fine columns, likewise."""
-        return window_cells(self.column)
-
-
-@dataclass(frozen=True)
 class Hypothesis:
-    """One mode: position in the posterior's frame, heading, its window's mass, and its chip."""
+    """One mode: position in the posterior's frame, heading, its window's mass, and its chip.
+
+    Where nothing is known of headings the mass is that of the window's places in all headings.
+    """
 
     x_m: float
     y_m: float
@@ -172,13 +143,13 @@ class Posterior:
         r = refinement
         peak = float(coarse.max())
         prob = np.exp((coarse - peak) / np.float32(coarse_temperature), dtype=np.float32)
-        covered = _take_covered(prob, r)
+        covered = take_covered(prob, r)
         fine = r.log_prob.astype(np.float64) / fine_temperature
         with np.errstate(divide="ignore", invalid="ignore"):
-            added = _window_logits(fine) - np.log(covered)
+            added = logsumexp(fine, axis=(1, 2, 3)) - np.log(covered)
             unrefined = float(np.median(added[np.isfinite(added)])) + unrefined_offset
-            fine = np.where(_is_first(r), fine, -np.inf) - unrefined
-        total = float(np.logaddexp(np.log(prob.sum(dtype=np.float64)), _logsumexp(fine)))
+            fine = np.where(is_first(r), fine, -np.inf) - unrefined
+        total = float(np.logaddexp(np.log(prob.sum(dtype=np.float64)), logsumexp(fine)))
         prob *= np.float32((1 - floor) * np.exp(-total))
         if floor > 0:
             is_possible = np.isfinite(coarse)
@@ -255,7 +226,7 @@ class Posterior:
     @cached_property
     def hypotheses(self) -> tuple[Hypothesis, ...]:
         """The windows' modes, most probable first, at sub-cell precision."""
-        found = [self._mode_of_window(w) for w in range(len(self.refinement.chip))]
+        found = [self._mode_of_window(w, mass) for w, mass in enumerate(self._window_masses())]
         return tuple(sorted((h for h in found if h.prob > 0), key=lambda h: -h.prob))
 
     @property
@@ -365,7 +336,15 @@ class Posterior:
         x, y = self.place_xy
         return np.asarray(np.hypot(x - x_m, y - y_m))
 
-    def _mode_of_window(self, window: int) -> Hypothesis:
+    def _window_masses(self) -> list[float]:
+        r = self.refinement
+        if self.says_heading:
+            masses = np.exp(r.log_prob).sum((1, 2, 3))
+        else:
+            masses = place_masses(r, self.place_prob)
+        return [float(mass) for mass in masses]
+
+    def _mode_of_window(self, window: int, mass: float) -> Hypothesis:
         """The mean over the 5 x 5 cells around the window's densest one, and over its headings."""
         r = self.refinement
         prob = np.exp(r.log_prob[window])
@@ -378,60 +357,6 @@ class Posterior:
             x_m=float((weight.sum((0, 1)) * x[window, i, near[2]]).sum()),
             y_m=float((weight.sum((0, 2)) * y[window, near[1], j]).sum()),
             heading_deg=float(wrap_deg((weight.sum((1, 2)) * step).sum() * FINE_STEP_DEG)),
-            prob=float(prob.sum()),
+            prob=mass,
             chip=int(r.chip[window]),
         )
-
-
-def _take_covered(prob: Float, refinement: Refinement) -> Float:
-    """Takes out of `prob (R, 32, 16, 16)` what windows cover; returns each window's part `(W,)`.
-
-    What two windows cover is taken out once and counted in both.
-    """
-    offsets = np.arange(-1, 2)
-    rows = refinement.row[:, None] + offsets
-    columns = refinement.column[:, None] + offsets
-    is_inside = ((rows >= 0) & (rows < NUM_COARSE))[:, :, None]
-    is_inside = is_inside & ((columns >= 0) & (columns < NUM_COARSE))[:, None, :]
-    w, i, j = np.nonzero(is_inside)
-    turns, parts = np.array([-1, 0, 1]), np.array([NEIGHBOUR_SHARE, 1.0, NEIGHBOUR_SHARE])
-    heading = (refinement.heading[w] + turns[:, None]) % NUM_HEADINGS
-    index = np.ravel_multi_index(
-        (refinement.chip[w], heading, rows[w, i], columns[w, j]), prob.shape
-    )
-    part = np.broadcast_to(parts[:, None], index.shape)
-    covered = np.zeros(len(refinement.chip))
-    np.add.at(covered, np.broadcast_to(w, index.shape), prob.ravel()[index] * part)
-    cells, inverse = np.unique(index, return_inverse=True)
-    # A heading between two windows' headings is reached from both sides.
-    share = np.zeros((len(turns), len(cells)), dtype=np.float32)
-    side = np.broadcast_to(np.arange(len(turns))[:, None], index.shape)
-    np.maximum.at(share, (side.ravel(), inverse.ravel()), part.ravel())
-    prob.ravel()[cells] *= 1 - share.sum(0).clip(max=1)
-    return covered
-
-
-def _window_logits(logits: Float) -> Float:
-    """Log-sum-exp of each window: `(W, 9, 6, 6)` to `(W,)`."""
-    flat = logits.reshape(len(logits), -1)
-    peak = flat.max(1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(peak + np.log(np.exp(flat - peak[:, None]).sum(1)))
-
-
-def _is_first(refinement: Refinement) -> NDArray[np.bool_]:
-    """`(W, 9, 6, 6)`: no window before holds the same cell, which must not count twice."""
-    heading = window_steps(refinement.heading) % (4 * NUM_HEADINGS)
-    cell = refinement.chip[:, None] * (4 * NUM_HEADINGS) + heading
-    cell = cell[:, :, None] * (2 * NUM_FINE) + refinement.rows[:, None, :] + NUM_FINE // 2
-    cell = cell[..., None] * (2 * NUM_FINE) + refinement.columns[:, None, None, :] + NUM_FINE // 2
-    is_first = np.zeros(cell.size, dtype=np.bool_)
-    is_first[np.unique(cell, return_index=True)[1]] = True
-    return is_first.reshape(cell.shape)
-
-
-def _logsumexp(x: Float) -> float:
-    peak = float(x.max())
-    if not np.isfinite(peak):
-        return -np.inf
-    return peak + float(np.log(np.exp(x - peak).sum()))

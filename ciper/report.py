@@ -115,7 +115,7 @@ def _draw_cases(folder: Path, evaluation: Evaluation, progress: Progress) -> dic
             answer_picture(found, evaluation.localizer, photo, folder / name, truth=query.pose)
             caption = f"{query.pose.photo.name}: {error_m[index]:.1f} m off"
             lines[kind].append(
-                f"**{caption}**, confidence {found.confidence:.2f}\n\n![{caption}]({name})"
+                f"**{caption}**, confidence {found.stated_confidence}\n\n![{caption}]({name})"
             )
             num_done += 1
             progress("pictures", num_done, num_total)

@@ -17,6 +17,7 @@ from ciper.data.poses import PhotoPose
 from ciper.errors import ConfigError
 from ciper.localize import EncodedPhoto
 from ciper.metrics import PoseErrors
+from ciper.model.model import NUM_FEATURES
 from ciper.posterior import Places
 
 Floats = NDArray[np.float64]
@@ -87,7 +88,7 @@ class Found:
     heading_deg: float = np.nan
     confidence: float = 0.0
     in_gallery_prob: float = 0.0
-    features: tuple[float, ...] = (np.nan, np.nan, np.nan)
+    features: tuple[float, ...] = (np.nan,) * NUM_FEATURES
     denser_mass: float = 1.0
     credible_mass: float = 1.0
     log_density: float = -np.inf

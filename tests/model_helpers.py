@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,9 +15,11 @@ from ciper.model.encoder import EncoderConfig
 from ciper.model.load import Calibration
 from ciper.model.network import Network, NetworkConfig
 from ciper.model.paper import PaperConfig
+from ciper.model.refine import RefinerConfig
 from ciper.model.two_way import PoseDecoderConfig
 
 TINY = NetworkConfig(encoder=EncoderConfig(width=32, depth=1, stem_channels=(16, 24)))
+TINY_REFINED = replace(TINY, refiner=RefinerConfig(width=16, depth=1))
 TINY_PAPER = PaperConfig(
     encoder="stem",
     trunk=TINY.encoder,

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from ciper.geo import LocalFrame, wrap_signed_deg
 from ciper.model.matcher import MatchConfig, best_poses
-from ciper.posterior import Places, Posterior, Refinement
+from ciper.posterior import Places, Posterior
+from ciper.refinement import Refinement
 
 Floats = NDArray[np.floating[Any]]
 LogLikelihood = Callable[[Floats, Floats, Floats], Floats]

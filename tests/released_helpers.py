@@ -15,14 +15,15 @@ from ciper.convert import outputs_of
 from ciper.model.paper import RELEASED, PaperConfig, PaperNetwork
 from ciper.model.released import PREFIXES
 
-# 6 encoder heads and 8 decoder heads, as no tensor tells; every size differs from every other.
+# 6 encoder heads and 8 decoder heads, as no tensor tells; every size differs from every other, and
+# so do the numbers of patches: 64 of the ground image, 36 of the chip.
 SMALL = replace(
     RELEASED,
     vit=replace(RELEASED.vit, patch_px=8, width=48, depth=2, mlp_ratio=3),
     decoder=replace(RELEASED.decoder, width=48, depth=2, mlp_width=56, num_queries=5),
     descriptor_dim=20,
-    chip_px=64,
-    gsd=71.04 / 64,
+    chip_px=48,
+    gsd=71.04 / 48,
     canvas_height_px=32,
     canvas_width_px=128,
 )

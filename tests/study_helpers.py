@@ -9,8 +9,8 @@ import numpy as np
 
 from ciper.data.synthetic import RenderedCity, SyntheticConfig
 from ciper.model.encoder import EncoderConfig
-from ciper.study.cells import CellStore
 from ciper.study.config import Condition, GridConfig, StudyConfig, quick_study
+from ciper.study.store import CellStore
 from ciper.study.training import Deadline, Workshop
 
 SMALL_TRUNK = EncoderConfig(width=32, depth=1, num_heads=2, mlp_ratio=2, stem_channels=(16, 24))
@@ -33,6 +33,7 @@ def tiny_study() -> StudyConfig:
         batch_size=4,
         num_checks=2,
         num_shortlist=3,
+        num_matched=3,
         grid=GridConfig(
             num_cities=1,
             size_m=200.0,

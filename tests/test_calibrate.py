@@ -53,7 +53,7 @@ def test_a_posterior_with_honest_levels_win_over_equally_likely_dishonest_ones()
         mass = np.full(len(shapes), 0.99)
         mass[honest] = rng.random()
         cases.append(Case(np.full(len(shapes), -5.0), mass, mass, area_m2=1e6))
-    assert replace(fit_shape(cases), floor=0.0) == shapes[honest]
+    assert replace(fit_shape(cases, shapes), floor=0.0) == shapes[honest]
 
 
 def test_a_floor_is_raised_when_the_evidence_misleads() -> None:
@@ -61,5 +61,5 @@ def test_a_floor_is_raised_when_the_evidence_misleads() -> None:
     low, high = np.full(num, 0.2), np.full(num, 0.4)
     right = [Case(np.full(num, -2.0), low, high, 1e6) for _ in range(80)]
     misled = [Case(np.full(num, -60.0), np.ones(num), np.ones(num), 1e6) for _ in range(20)]
-    assert fit_shape([*right, *misled]).floor >= 0.03
-    assert fit_shape(right).floor <= 0.01
+    assert fit_shape([*right, *misled], candidates()).floor >= 0.03
+    assert fit_shape(right, candidates()).floor <= 0.01

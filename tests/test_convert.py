@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 from ciper.checkpoint import load_checkpoint
 from ciper.cli import app
 from ciper.convert import LARGEST_DIFFERENCE, OUTPUTS, convert, outputs_of
-from ciper.errors import CheckpointError, ConfigError
+from ciper.errors import CheckpointError, ConfigError, OutputError
 from ciper.model.load import Calibration, PaperModel, export_weights, load_model
 
 
@@ -59,7 +59,7 @@ def test_the_data_set_says_how_large_a_chip_is(
     tmp_path: Path, dataset: str, gsd: float | None, side_m: float, says_heading: bool
 ) -> None:
     model = converted(tmp_path, dataset, gsd)
-    assert model.chip_px == 64
+    assert model.chip_px == 48
     assert model.chip_m == pytest.approx(side_m)
     assert model.says_heading is says_heading
     assert model.wants_north is not says_heading
@@ -75,6 +75,58 @@ def test_the_same_weights_of_two_data_sets_are_two_models(tmp_path: Path) -> Non
     assert converted(tmp_path).model_hash != converted(tmp_path, "ford").model_hash
 
 
+@pytest.mark.parametrize(
+    ("dataset", "range_deg", "position_m", "heading_deg"),
+    [
+        # A Rayleigh's median is 1.1774 sigma, a half-normal's 0.6745; VIGOR's 4.79 m are 5.99 m.
+        ("vigor", 180.0, 5.085, 6.0),
+        ("kitti", 10.0, 5.470, 1.572),
+        ("kitti", 180.0, 9.623, 6.642),
+        ("ford", 10.0, 8.612, 0.934),
+        ("ford", 180.0, 8.459, 0.919),
+    ],
+)
+def test_spreads_are_the_published_errors(
+    tmp_path: Path, dataset: str, range_deg: float, position_m: float, heading_deg: float
+) -> None:
+    out = tmp_path / "m.safetensors"
+    convert(write_released(tmp_path / "m.pth"), out, dataset, heading_range_deg=range_deg)
+    calibration = load_model(out, "cpu").calibration
+    assert calibration.position_sigma_m == pytest.approx(position_m, abs=1e-3)
+    assert calibration.heading_sigma_deg == pytest.approx(heading_deg, abs=1e-3)
+    assert not calibration.is_fitted
+
+
+def test_chips_that_were_turned_to_the_heading_are_said_to_be(tmp_path: Path) -> None:
+    source, out = write_released(tmp_path / "m.pth"), tmp_path / "m.safetensors"
+    result = run(source, out, "--dataset", "kitti")
+    assert "say --heading-range 10" in result.stderr
+    assert not any("north up" in limit for limit in load_model(out, "cpu").limits)
+    result = run(source, out, "--dataset", "kitti", "--heading-range", 10)
+    assert "warning" not in result.stderr
+    limits = load_model(out, "cpu").limits
+    assert any("knows only photos that look north to within 10 deg" in limit for limit in limits)
+    with pytest.raises(ConfigError, match="--heading-range 10: vigor has no such .* expected 180"):
+        convert(source, out, "vigor", heading_range_deg=10)
+    with pytest.raises(ConfigError, match="--heading-range 45: ford .* expected 10, 180"):
+        convert(source, out, "ford", heading_range_deg=45)
+
+
+def test_an_input_is_not_overwritten(tmp_path: Path) -> None:
+    source, expected = (
+        write_released(tmp_path / "m.pth"),
+        write_expected(tmp_path / "e.safetensors"),
+    )
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(expected)
+    before = source.read_bytes(), expected.read_bytes()
+    for out in (source, expected, link):
+        with pytest.raises(OutputError, match="itself, which is read; expected another file"):
+            convert(source, out, "vigor", verify=expected)
+    assert (source.read_bytes(), expected.read_bytes()) == before
+    convert(source, expected, "vigor")  # not read, so that it may be replaced
+
+
 def test_an_export_keeps_the_origin(tmp_path: Path) -> None:
     converted(tmp_path, "vigor")
     calibration = Calibration(position_sigma_m=3.0)
@@ -87,7 +139,7 @@ def test_an_export_keeps_the_origin(tmp_path: Path) -> None:
 def test_batched_is_single(tmp_path: Path) -> None:
     network, generator = converted(tmp_path).network, torch.Generator().manual_seed(3)
     ground = torch.randn(4, 3, 32, 128, generator=generator)
-    aerial = torch.randn(4, 3, 64, 64, generator=generator)
+    aerial = torch.randn(4, 3, 48, 48, generator=generator)
     together = outputs_of(network, ground, aerial)
     for i in range(4):
         alone = outputs_of(network, ground[i : i + 1], aerial[i : i + 1])
@@ -123,7 +175,7 @@ def test_a_right_file_is_verified(tmp_path: Path) -> None:
     result = run(source, tmp_path / "out.safetensors", "--dataset", "ford", "--verify", expected)
     assert result.exit_code == 0, result.stderr
     assert result.stdout.count("largest difference") == len(OUTPUTS)
-    assert "chips of 112.6 m at 1.759 m/px" in result.stderr
+    assert "chips of 112.6 m at 2.346 m/px" in result.stderr
     assert (tmp_path / "out.safetensors").is_file()
 
 
@@ -175,7 +227,7 @@ def test_expectations_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         save_file(changed, expected)
         with pytest.raises(CheckpointError, match=message):
             convert(source, out, "vigor", verify=expected)
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         convert(source, out, "vigor", verify=source)
     assert not out.exists()
 
@@ -207,5 +259,11 @@ def test_errors_are_one_line_and_exit_2(tmp_path: Path) -> None:
 
 def test_the_small_network_has_no_two_equal_sizes() -> None:
     """Else a size that is read off the wrong tensor would go unnoticed."""
-    sizes = [SMALL.vit.width, SMALL.decoder.mlp_width, SMALL.descriptor_dim, SMALL.canvas_width_px]
+    sizes = [
+        SMALL.vit.width,
+        SMALL.decoder.mlp_width,
+        SMALL.descriptor_dim,
+        SMALL.canvas_height_px * SMALL.canvas_width_px // SMALL.vit.patch_px**2,
+        SMALL.chip_px**2 // SMALL.vit.patch_px**2,
+    ]
     assert len(set(sizes)) == len(sizes)

@@ -8,6 +8,7 @@ import torch
 from ciper.model.cost import Cost, cost, cost_table
 from ciper.model.network import Network, NetworkConfig
 from ciper.model.paper import RELEASED, PaperConfig, PaperNetwork
+from ciper.model.refine import RefinerConfig
 
 PUBLISHED_GFLOP = 24.28
 
@@ -101,7 +102,31 @@ def test_our_network_is_counted() -> None:
     assert found.num_parameters == sum(p.numel() for p in network.parameters())
     assert set(found.multiply_adds) == {"ground", "aerial", "pose"}
     assert min(found.multiply_adds.values()) > 1e8
+    assert found.num_windows == 24
+    assert found.search > found.multiply_adds["pose"]
     assert next(network.parameters()).device.type == "cpu"
+
+
+def test_the_refiner_is_counted_once_per_window() -> None:
+    plain = cost(Network(NetworkConfig()))
+    refined = cost(Network(NetworkConfig(refiner=RefinerConfig())))
+    for view in ("ground", "aerial"):
+        assert refined.multiply_adds[view] == plain.multiply_adds[view]
+    once = refined.multiply_adds["pose"] - plain.multiply_adds["pose"]
+    assert once > 1e6
+    # Bearings are encoded once for all windows.
+    assert refined.search - plain.search == pytest.approx(24 * once, rel=0.002)
+    # A window costs the same each time, beside the coarse volume.
+    window = (plain.search - plain.multiply_adds["pose"]) / 23
+    assert 0 < window < plain.multiply_adds["pose"]
+    assert plain.pose_share < refined.pose_share
+
+
+def test_a_paper_decoder_sees_a_pair(costs: dict[str, Cost]) -> None:
+    released = costs["released, patch 32"]
+    assert released.num_windows == 1
+    assert released.search == released.multiply_adds["pose"]
+    assert released.pose_share == pytest.approx(0.551 / (2 * 6.42), abs=1e-3)
 
 
 def test_the_table_names_every_network(costs: dict[str, Cost]) -> None:

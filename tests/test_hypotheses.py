@@ -15,13 +15,14 @@ from ciper.model.hypotheses import (
     TINY,
     PoseSet,
     Spread,
+    apart,
     best_chips,
     cell_mass,
     evidence_of,
 )
 from ciper.model.load import Calibration
-from ciper.model.matcher import Evidence
-from ciper.model.model import Shape
+from ciper.model.matcher import Evidence, MatchConfig
+from ciper.model.model import PosteriorShape
 from ciper.posterior import Places, Posterior
 from ciper.prior import Heading, Prior
 
@@ -57,7 +58,7 @@ def posterior(
 ) -> Posterior:
     found = evidence(chip_logit, poses, spread, chip_m, **options)
     places = chips_in_a_row(len(chip_logit), chip_m)
-    return posterior_of(found, places, Calibration(wide=Shape(floor=1e-4)))
+    return posterior_of(found, places, Calibration(wide=PosteriorShape(floor=1e-4)))
 
 
 @pytest.mark.parametrize("chip_m", SIDES_M)
@@ -133,6 +134,40 @@ def test_windows_hold_what_their_coarse_cells_hold() -> None:
     np.testing.assert_allclose(summed, coarse[h], rtol=0.02)
 
 
+@pytest.mark.parametrize("heading_deg", [5.6, 12.0, 84.4, 140.625, 199.7, 354.4])
+@pytest.mark.parametrize("sigma_deg", [0.9, 1.6, 25.0])
+def test_windows_take_from_their_neighbours_what_they_hold(
+    heading_deg: float, sigma_deg: float
+) -> None:
+    """At the border of two coarse headings a narrow hypothesis must not count one and a half."""
+    pose = (10.0, -6.0, heading_deg)
+    both = PoseSet(np.array([0, 1]), np.zeros((2, 1)), np.array([[pose], [(2.0, 2.0, 0.0)]]))
+    found = posterior([np.log(3.0), 0.0], both, Spread(3.0, sigma_deg), 128.0)
+    np.testing.assert_allclose(found.place_prob.sum((1, 2)), [0.75, 0.25], atol=2e-4)
+    assert sum(h.prob for h in found.hypotheses) <= 1 + 1e-9
+
+
+def test_modes_of_broad_hypotheses_are_apart() -> None:
+    """Two broad hypotheses in one chip are two modes, and no third one comes between."""
+    poses = pose_set((20.0, 20.0, 40.0), (-20.0, -20.0, 220.0), logits=[np.log(1.5), 0.0])
+    spread = Spread(8.5, 20.0)
+    found = evidence([0.0], poses, spread, 112.6)
+    config = apart(spread, 112.6 / 32)
+    assert (config.apart_cells, config.apart_headings) == (5, 4)
+    assert apart(Spread(0.1, None), 4.0) == MatchConfig()
+    for a in range(len(found.chip)):
+        for b in range(a):
+            turn = abs(found.heading[a] - found.heading[b])
+            assert (
+                abs(found.row[a] - found.row[b]) >= 5
+                or abs(found.column[a] - found.column[b]) >= 5
+                or min(turn, 32 - turn) >= 4
+            )
+    first, second = posterior([0.0], poses, spread, 112.6).hypotheses[:2]
+    assert np.hypot(first.x_m - 20, first.y_m - 20) < 2.5
+    assert np.hypot(second.x_m + 20, second.y_m + 20) < 2.5
+
+
 def test_chips_that_were_not_decoded_are_even() -> None:
     has_imagery = np.ones((2, 16, 16), dtype=np.bool_)
     has_imagery[1, :, 4:] = False
@@ -180,6 +215,28 @@ def test_without_headings_the_windows_are_distinct_places() -> None:
     assert answer.mode.x_m == pytest.approx(10.0, abs=0.5)
     assert answer.mode.y_m == pytest.approx(10.0, abs=0.5)
     assert answer.place_prob.sum() == pytest.approx(1.0)
+
+
+def test_without_headings_a_hypothesis_has_the_mass_of_all_headings() -> None:
+    """Three coarse cells are 12 m, six standard deviations to either side of a cell's middle."""
+    poses = PoseSet(
+        chip=np.array([0, 1]),
+        log_weight=np.log([[0.8, 0.2], [0.5, 0.5]]),
+        pose=np.array([[(10.0, 10.0, 45.0), (-14.0, -6.0, 45.0)], [(2.0, 2.0, 90.0)] * 2]),
+    )
+    chip_logit = [np.log(3.0), 0.0]
+    found = evidence(chip_logit, poses, Spread(1.0, None), 128.0)
+    mass = np.exp(found.coarse.astype(np.float64)).sum((1, 2, 3))
+    np.testing.assert_allclose(mass, [0.75, 0.25], rtol=1e-5)
+    answer = posterior(chip_logit, poses, Spread(1.0, None), 128.0)
+    np.testing.assert_allclose(answer.place_prob.sum((1, 2)), [0.75, 0.25], atol=1e-4)
+    best = answer.hypotheses[:3]
+    assert [h.prob for h in best] == pytest.approx([0.6, 0.25, 0.15], abs=1e-3)
+    assert [h.chip for h in best] == [0, 1, 0]
+    assert sum(h.prob for h in answer.hypotheses) <= 1 + 1e-9
+    # The same with headings, each known well.
+    known = posterior(chip_logit, poses, Spread(1.0, 1.0), 128.0)
+    assert [h.prob for h in known.hypotheses[:3]] == pytest.approx([0.6, 0.25, 0.15], abs=1e-3)
 
 
 @pytest.mark.parametrize("heading_deg", [0.0, 90.0, 201.3])

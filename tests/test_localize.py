@@ -24,7 +24,7 @@ from ciper.localize import (
 )
 from ciper.model.load import Calibration, load_model
 from ciper.model.matcher import Evidence
-from ciper.model.model import Shape
+from ciper.model.model import PosteriorShape
 from ciper.prior import Heading, Near, Prior
 
 
@@ -218,7 +218,7 @@ def test_confidence_features_by_hand() -> None:
     places = np.zeros(2, dtype=np.int64)
     chosen = np.array([0, 8]), np.array([8, 3]), np.array([8, 3])
     evidence = Evidence(coarse, places, *chosen, fine)
-    posterior = posterior_of(evidence, row_of_chips(1), Calibration(wide=Shape(floor=0.0)))
+    posterior = posterior_of(evidence, row_of_chips(1), Calibration(wide=PosteriorShape(floor=0.0)))
     mass, above, confirmed, share = confidence_features(evidence, posterior, None)
     assert share == 1.0
     assert mass > 1.0

@@ -11,7 +11,7 @@ from ciper.checkpoint import load_checkpoint, save_checkpoint
 from ciper.errors import CheckpointError
 from ciper.model.encoder import Stem, fold_pixels, metre_encoding, ray_encoding
 from ciper.model.load import Calibration, export_weights, load_model, places_with_imagery
-from ciper.model.model import Shape
+from ciper.model.model import PosteriorShape
 from ciper.model.network import Network, NetworkConfig, normalise
 
 
@@ -161,7 +161,7 @@ def test_places_with_imagery_are_in_reading_order() -> None:
 
 def test_exported_weights_are_smaller_and_say_the_same(tiny_weights: Path, tmp_path: Path) -> None:
     calibration = Calibration(
-        wide=Shape(coarse_temperature=1.5), confidence=(0.1, 0.2, 0.3, 0.4, 0.5)
+        wide=PosteriorShape(coarse_temperature=1.5), confidence=(0.1, 0.2, 0.3, 0.4, 0.5)
     )
     out = tmp_path / "small" / "model.safetensors"
     export_weights(tiny_weights, out, calibration)

@@ -18,20 +18,22 @@ from PIL import Image
 from released_helpers import SMALL, write_released
 from typer.testing import CliRunner, Result
 
-from ciper.calibrate import calibrate
+from ciper.calibrate import CalibrateConfig, calibrate, seen_of, with_cameras_of
 from ciper.camera import Camera
 from ciper.checkpoint import save_checkpoint
 from ciper.cli import app
 from ciper.config import to_dict
 from ciper.convert import convert
-from ciper.data.poses import PhotoPose, write_poses
+from ciper.data.poses import PhotoPose, read_poses, write_poses
+from ciper.data.preprocess import read_photo
 from ciper.errors import ConfigError
 from ciper.geo import heading_error_deg
 from ciper.index import build_index
 from ciper.localize import Localizer, posterior_of
+from ciper.logits import logsumexp
 from ciper.model.load import Calibration, PaperModel, load_model
-from ciper.model.model import ChipFeatures, Shape
-from ciper.model.paper import PaperGround, PaperNetwork
+from ciper.model.model import ChipFeatures, PosteriorShape
+from ciper.model.paper import PaperGround, PaperNetwork, resize
 from ciper.model.paper_model import north_in_the_middle
 from ciper.model.released import Origin
 from ciper.model.two_way import Hypotheses
@@ -87,7 +89,7 @@ def test_an_index_has_chips_of_the_models_size(converted: tuple[str, Path, Path]
     assert (SIDE_M / side_m * 2) ** 2 <= num_chips <= (SIDE_M / side_m * 2 + 1.9) ** 2
     assert localizer.gallery.descriptors.shape == (num_chips, 1, SMALL.descriptor_dim)
     assert localizer.gallery.coarse.shape == (num_chips, 16, 16)
-    assert localizer.gallery.fine.shape == (num_chips, 64, 48)
+    assert localizer.gallery.fine.shape == (num_chips, 36, 48)
     length = np.linalg.norm(localizer.gallery.descriptors[:].astype(np.float64), axis=2)
     np.testing.assert_allclose(length, 1.0, atol=2e-3)
 
@@ -105,14 +107,20 @@ def test_a_photo_is_localized(world: Path, converted: tuple[str, Path, Path]) ->
         if answer["outcome"] == "located":
             assert 52.0 < answer["lat"] < 53.0
         assert answer["radius_50_m"] <= answer["radius_90_m"] < 150
-        assert 0 <= answer["confidence"] <= 1
+        assert answer["confidence"] is None
         assert sum(h["prob"] for h in answer["hypotheses"]) <= 1 + 1e-9
         headings = [h["heading_deg"] for h in answer["hypotheses"]]
         is_known = [h is not None and 0 <= h < 360 for h in headings]
         assert all(is_known) if dataset == "kitti" else not any(is_known)
         assert (answer["heading_sigma_deg"] is None) is (dataset == "vigor")
     assert ("says nothing of headings" in result.stderr) is (dataset == "vigor")
+    assert f"the model '{dataset}' is not calibrated" in result.stderr
+    trained = {"vigor": "full panoramas", "kitti": "photos about 80 deg wide"}[dataset]
+    # One of the two photos is a panorama, the other an ordinary one.
+    assert result.stderr.count(f"was trained on {trained}; another photo is squeezed") == 1
+    assert "(2 photos)" not in result.stderr
     text = run("localize", world / "0.jpg", "--gallery", gallery, "--model", weights)
+    assert "confidence unknown" in text.stdout
     if "not in this gallery" not in text.stdout:
         assert ("heading unknown" in text.stdout) is (dataset == "vigor")
 
@@ -164,8 +172,12 @@ def check_evaluation(world: Path, converted: tuple[str, Path, Path], out: Path) 
     # The camera is in the chip's central half, and so is the answer.
     assert figures["pose"]["median_m"] < figures["chip_m"] / 2 * 2**0.5
     assert 0 <= figures["calibration"]["coverage_90"] <= 1
-    warned = any("says nothing of headings" in text for text in figures["warnings"])
-    assert warned is (dataset == "vigor")
+    warned = " ".join(figures["warnings"])
+    assert ("says nothing of headings" in warned) is (dataset == "vigor")
+    turned = "the headings of the table turned 2 of 2 photos to north"
+    assert (turned in warned) is (dataset == "vigor")
+    assert "is not calibrated" in warned
+    assert f"1 of 2 photos: the model '{dataset}' was trained on" in warned
 
 
 @pytest.mark.parametrize("converted", ["vigor"], indirect=True)
@@ -189,10 +201,66 @@ def test_evaluations_are_drawn(
     assert len(list((tmp_path / "report" / "cases").iterdir())) == 2
 
 
-def test_a_set_prediction_model_is_not_calibrated(world: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"vigor\.safetensors holds a network of set prediction"):
-        calibrate(world / "vigor.safetensors", tmp_path / "out.safetensors", cache=tmp_path / "c")
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.slow
+def test_a_set_prediction_model_is_calibrated(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    config = CalibrateConfig(seeds=(5, 6), size_m=220.0, num_photos=6)
+    steps: list[str] = []
+    fitted = calibrate(
+        world / "vigor.safetensors", out, config, cache=tmp_path / "cache",
+        progress=lambda what, *_: steps.append(what),
+    )  # fmt: skip
+    # Its training had panoramas alone.
+    assert not list((tmp_path / "cache").glob("*pinhole*"))
+    assert {"hypotheses, city 1", "posterior, city 2", "confidence, city 2"} <= set(steps)
+    model = load_model(out, "cpu")
+    assert model.calibration == fitted
+    assert fitted.is_fitted
+    start = load_model(world / "vigor.safetensors", "cpu").calibration
+    assert fitted.position_sigma_m != start.position_sigma_m
+    assert fitted.heading_sigma_deg == Calibration().heading_sigma_deg
+    assert not any("not calibrated" in limit for limit in model.limits)
+
+
+def test_calibrating_needs_the_cameras_of_the_training(world: Path) -> None:
+    both = CalibrateConfig()
+    assert with_cameras_of(model_of(world, "vigor"), both).cameras == ("panorama",)
+    assert with_cameras_of(model_of(world, "kitti"), both).cameras == ("pinhole:90",)
+    narrow = CalibrateConfig(cameras=("pinhole:40",))
+    with pytest.raises(ConfigError, match="cameras pinhole:40 do not suit the model 'kitti'"):
+        with_cameras_of(model_of(world, "kitti"), narrow)
+
+
+def test_what_is_seen_of_a_photo_by_hand(world: Path) -> None:
+    """The fit's errors are those of the poses that the network gives in the true chip."""
+    model = model_of(world, "kitti")
+    build_index([world / "aerial.tif"], world / "gallery-seen", model)
+    localizer = Localizer(world / "gallery-seen", model)
+    photo = read_poses(world / "poses.csv")[1]
+    seen = seen_of(model, localizer, photo)
+    assert seen is not None
+    chips = localizer.gallery.chips
+    found = model.match(
+        localizer.read_posed(photo).code, localizer.features(np.arange(len(chips.lat)))
+    )
+    mass = logsumexp(found.coarse, axis=(1, 2, 3))
+    expected = model.calibration.similarity_scale * seen.cosine[:, 0]
+    # All chips but those whose hypotheses leave their central halves.
+    lost = mass - (expected - logsumexp(expected))
+    assert lost.max() == pytest.approx(0.0, abs=0.02)
+    assert np.exp(seen.log_weight).sum() == pytest.approx(1.0)
+    geod = pyproj.Geod(ellps="WGS84")
+    azimuth, _, distance_m = geod.inv(
+        chips.lon[seen.chip], chips.lat[seen.chip], photo.lon, photo.lat
+    )
+    code = localizer.read_posed(photo).code
+    assert isinstance(code, PaperGround)
+    chosen = np.array([seen.chip])
+    poses = model.decode(code, chosen, localizer.features(np.arange(9)), np.zeros((1, 1))).pose[0]
+    x_m, y_m = distance_m * np.sin(np.radians(azimuth)), distance_m * np.cos(np.radians(azimuth))
+    expected = np.hypot(poses[:, 0] - x_m, poses[:, 1] - y_m)
+    np.testing.assert_allclose(seen.distance_m, expected, atol=0.02)
+    np.testing.assert_allclose(seen.turn_deg, heading_error_deg(poses[:, 2], 70.0), atol=1e-3)
 
 
 # ------------------------------------------------------------------------------- poses by hand
@@ -215,7 +283,9 @@ class FakeNetwork:
 
 def fake_model(logit: list[float], pose: list[tuple[float, ...]], **options: Any) -> PaperModel:
     network: Any = FakeNetwork(logit, pose)
-    calibration = Calibration(wide=Shape(floor=1e-4), position_sigma_m=1.0, heading_sigma_deg=3.0)
+    calibration = Calibration(
+        wide=PosteriorShape(floor=1e-4), position_sigma_m=1.0, heading_sigma_deg=3.0
+    )
     return PaperModel(network, "fake", "0" * 64, calibration, **options)
 
 
@@ -230,7 +300,8 @@ def features_of(cosine: list[float]) -> ChipFeatures:
 
 
 def code_of(num_views: int = 1) -> PaperGround:
-    return PaperGround(torch.tensor([[1.0, 0.0]]).expand(num_views, -1), torch.zeros(num_views, 8))
+    descriptor = torch.tensor([[1.0, 0.0]]).expand(num_views, -1)
+    return PaperGround(descriptor, torch.zeros(num_views, 8), torch.ones(num_views))
 
 
 @pytest.mark.parametrize(
@@ -287,6 +358,36 @@ def test_several_views_are_averaged() -> None:
     np.testing.assert_array_equal(three.row, one.row)
 
 
+class FakeViews(FakeNetwork):
+    """Every view has one hypothesis of its own, which its token tells: 20 m east of the last."""
+
+    def decode(self, ground: PaperGround, patches: torch.Tensor) -> Hypotheses:
+        east = (0.2 * ground.pose_token[:, 0] - 0.1).expand(len(patches))
+        pose = torch.stack([0 * east, east, -torch.ones_like(east), 0 * east], dim=1)
+        return Hypotheses(torch.zeros(len(patches), 1), pose[:, None])
+
+
+def test_views_weigh_by_their_own_similarity() -> None:
+    """By hand: e^(s c), with s = 20, over both views and both chips."""
+    network: Any = FakeViews([0.0], [(0.0,) * 4])
+    calibration = Calibration(position_sigma_m=1.0, heading_sigma_deg=3.0)
+    model = PaperModel(network, "fake", "0" * 64, calibration)
+    # View 0 is like chip 0 (1.0 and 0.8), view 1 like chip 1 (0.8 and 0.96).
+    descriptor = torch.tensor([[1.0, 0.0], [0.8, 0.6]])
+    code = PaperGround(descriptor, torch.tensor([[0.0], [1.0]]), torch.tensor([0.2, 0.6]))
+    references = np.array([[[1.0, 0.0]], [[0.6, 0.8]]], dtype=np.float32)
+    features = replace(features_of([0.0, 0.0]), read_descriptors=lambda: references)
+    evidence = model.match(code, features)
+    mass = np.exp(20 * (np.array([[1.0, 0.8], [0.6, 0.96]]) - 1.0))
+    mass /= mass.sum()
+    coarse = np.exp(evidence.coarse.astype(np.float64))
+    np.testing.assert_allclose(coarse.sum((1, 2, 3)), mass.sum(1), rtol=1e-4)
+    # 10 m west of the middle are columns 0 to 7: the first view's hypothesis.
+    np.testing.assert_allclose(coarse[:, :, :, :8].sum((1, 2, 3)), mass[:, 0], rtol=1e-4)
+    np.testing.assert_allclose(coarse[:, :, :, 8:].sum((1, 2, 3)), mass[:, 1], rtol=1e-4)
+    assert evidence.visible_share == pytest.approx(0.4)
+
+
 # ------------------------------------------------------------------------------- photos and chips
 
 
@@ -326,6 +427,47 @@ def test_photos_enter_whole_and_squeezed(world: Path) -> None:
     assert difference.max() <= 1.0
 
 
+def test_nothing_aliases_when_a_photo_is_squeezed(world: Path) -> None:
+    """A checkerboard finer than the ground image is grey in it."""
+    rows, columns = np.indices((128, 512))
+    board = np.where((rows + columns) % 2, 255, 0).astype(np.uint8)
+    camera = Camera("pinhole", height_px=128, width_px=512, hfov_deg=80.0)
+    squeezed = model_of(world, "kitti").views(np.stack([board] * 3, -1), camera)[0]
+    assert np.abs(squeezed.astype(float) - 127.5).max() < 3
+    # So it is in training, where canvases are made smaller for the network.
+    ones = torch.from_numpy(board)[None, ..., None].float()
+    assert (resize(ones, (32, 128)) - 127.5).abs().max() < 3
+
+
+@pytest.mark.parametrize(
+    ("dataset", "camera", "share"),
+    [
+        ("vigor", Camera("equirectangular", height_px=64, width_px=128, hfov_deg=360.0), 1.0),
+        ("kitti", Camera("pinhole", height_px=48, width_px=96, hfov_deg=81.0), 81 / 360),
+    ],
+)
+def test_a_squeezed_photo_sees_what_its_camera_sees(
+    world: Path, dataset: str, camera: Camera, share: float
+) -> None:
+    pixels = np.zeros((camera.height_px, camera.width_px, 3), dtype=np.uint8)
+    code = model_of(world, dataset).encode_photo(pixels, camera)
+    assert code.visible_share.tolist() == pytest.approx([share])
+
+
+def test_a_tables_headings_turn_panoramas(world: Path, converted: tuple[str, Path, Path]) -> None:
+    """`evaluate` shows a panorama of heading 70 as the same panorama, turned, of heading 0."""
+    dataset, weights, gallery = converted
+    localizer = Localizer(gallery, weights, "cpu")
+    east = read_poses(world / "poses.csv")[0]
+    turned = north_in_the_middle(read_photo(east.photo), 70.0)
+    Image.fromarray(turned).save(world / "turned.png")
+    north = replace(east, photo=world / "turned.png", heading_deg=None)
+    codes = [localizer.read_posed(pose).code.descriptor for pose in (east, north)]
+    unaware = localizer.read_posed(replace(east, heading_deg=None)).code.descriptor
+    assert torch.allclose(*codes, atol=1e-5) is (dataset == "vigor")
+    assert torch.allclose(codes[0], unaware, atol=1e-5) is (dataset == "kitti")
+
+
 def test_only_a_model_of_aligned_panoramas_turns_them(world: Path) -> None:
     camera = Camera(projection="equirectangular", height_px=256, width_px=512, hfov_deg=360.0)
     for dataset, is_turned in (("vigor", True), ("kitti", False)):
@@ -340,16 +482,16 @@ def test_only_a_model_of_aligned_panoramas_turns_them(world: Path) -> None:
 
 def test_batched_is_single(world: Path) -> None:
     model, rng = model_of(world, "kitti"), np.random.default_rng(1)
-    chips = rng.integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
-    valid = np.ones((3, 64, 64), dtype=np.bool_)
-    valid[1, :, :24] = False
+    chips = rng.integers(0, 255, (3, 48, 48, 3), dtype=np.uint8)
+    valid = np.ones((3, 48, 48), dtype=np.bool_)
+    valid[1, :, :18] = False
     codes = model.encode(chips, valid)
     for i in range(3):
         one = model.encode(chips[i : i + 1], valid[i : i + 1])
         np.testing.assert_allclose(one.descriptors[0], codes.descriptors[i], atol=1e-3)
         np.testing.assert_allclose(one.fine[0], codes.fine[i], atol=5e-3)
         np.testing.assert_array_equal(one.coarse[0], codes.coarse[i])
-    # 8 of the 32 central columns hold nothing: the western 4 of 16 cells.
+    # 6 of the 24 central columns hold nothing: the western 4 of 16 cells.
     assert (codes.coarse[1][:, :4] == 0).all()
     assert (codes.coarse[1][:, 4:] == 1).all()
 
@@ -384,5 +526,6 @@ def test_an_encoder_that_is_no_model_indexes_as_before(world: Path, tmp_path: Pa
 def test_an_origin_decides_the_spread(world: Path) -> None:
     vigor, kitti = model_of(world, "vigor"), model_of(world, "kitti")
     assert vigor.origin == Origin("vigor", 640 * 0.111)
-    assert (vigor.spread.position_m, vigor.spread.heading_deg) == (4.1, None)
-    assert (kitti.spread.position_m, kitti.spread.heading_deg) == (5.5, 1.6)
+    assert vigor.spread.heading_deg is None
+    assert kitti.spread.heading_deg == kitti.calibration.heading_sigma_deg
+    assert vigor.spread.position_m < kitti.spread.position_m

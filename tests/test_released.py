@@ -14,6 +14,7 @@ from gallery_helpers import real_data
 from released_helpers import SMALL, random_network, their_names, write_released
 from torch import Tensor
 
+from ciper.camera import Camera, Projection
 from ciper.errors import CheckpointError
 from ciper.model.pickles import load_pickle
 from ciper.model.released import Origin, read_released
@@ -71,10 +72,11 @@ def test_a_config_beside_the_file_says_what_tensors_do_not(tmp_path: Path) -> No
         ),
         ({"num_multimask_outputs": 64}, "num_multimask_outputs is 64, .* have 5"),
         ({"grd_img_size": [32, 64]}, r"grd_img_size is \[32, 64\].* of 4096 pixels"),
-        ({"arl_img_size": [32, 128]}, "aerial patches are no square image"),
+        ({"arl_img_size": [32, 72]}, "aerial patches are no square image"),
         ({"arl_img_size": "64"}, "arl_img_size is 64"),
         ({"num_heads": 0}, "num_heads is 0; expected a whole number"),
         ({"num_heads": 5}, "width 48 cannot be split among num_heads 5"),
+        ({"grd_img_size": [4, 1024]}, r"model\.pth: an image of 4 x 1024 px cannot be cut"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(
@@ -102,6 +104,12 @@ def changed(name: str, value: Tensor) -> Callable[[Tensors], object]:
     return lambda tensors: tensors.update({name: value})
 
 
+def shared(*names: str) -> Tensors:
+    """Many times the same memory: a file that is small for what would become of it."""
+    memory = torch.ones(10**6)
+    return dict.fromkeys(names, memory)
+
+
 HEAD, EMBED = "two_way_decoder.bbox_prediction_head.bias", "query_net.patch_embed.proj.weight"
 
 
@@ -115,7 +123,13 @@ HEAD, EMBED = "two_way_decoder.bbox_prediction_head.bias", "query_net.patch_embe
         (changed(HEAD, torch.ones(3)), rf"another shape {HEAD} \(3,\) instead of \(4,\)"),
         (changed(EMBED, torch.ones(3)), r"has shape \(3,\); expected 4 axes"),
         (changed(HEAD, torch.full((4,), torch.nan)), f"{HEAD} holds values that are not finite"),
-        (changed(HEAD, torch.ones(4, dtype=torch.int64)), f"'{HEAD}' is no tensor of weights"),
+        (changed(HEAD, torch.ones(4, dtype=torch.int64)), f"'{HEAD}' is a strided .* of int64"),
+        (changed(HEAD, torch.ones(4).to(torch.float8_e5m2)), f"'{HEAD}' is a .* of float8_e5m2"),
+        (changed(HEAD, torch.ones(4, device="meta")), f"'{HEAD}' is a strided meta tensor"),
+        (changed(HEAD, torch.ones(4).to_sparse()), f"'{HEAD}' is a sparse_coo cpu tensor"),
+        (changed(HEAD, torch.ones(1).expand(4)), f"'{HEAD}' has more numbers than the file"),
+        (changed("query_net.x", torch.ones(1).expand(10**10)), "has more numbers than the file"),
+        (lambda tensors: tensors.update(shared(HEAD, "other")), "'other' has more numbers"),
         (changed("query_net.pos_embed", torch.ones(1, 63, 48)), "60 ground patches are no image"),
         (changed("reference_net.pos_embed", torch.ones(1, 66, 48)), "63 aerial patches"),
         (changed("query_net.pos_embed", torch.ones(1, 2, 48)), "-1 ground patches"),
@@ -214,3 +228,21 @@ def test_what_an_origin_says_of_headings() -> None:
     assert not Origin("vigor", 71.04).says_heading
     assert Origin("kitti", 100.27).says_heading
     assert Origin("ford", 112.6).says_heading
+
+
+@pytest.mark.parametrize(
+    ("projection", "hfov_deg", "suited"),
+    [
+        ("equirectangular", 360.0, {"vigor"}),
+        ("equirectangular", 180.0, set()),
+        ("pinhole", 81.0, {"kitti", "ford"}),
+        ("pinhole", 60.0, {"kitti", "ford"}),
+        ("pinhole", 120.0, set()),
+    ],
+)
+def test_which_photos_suit_which_data_set(
+    projection: Projection, hfov_deg: float, suited: set[str]
+) -> None:
+    camera = Camera(projection, height_px=100, width_px=200, hfov_deg=hfov_deg)
+    origins = (Origin("vigor", 71.04), Origin("kitti", 100.27), Origin("ford", 112.6))
+    assert {origin.dataset for origin in origins if origin.suits(camera)} == suited

@@ -5,19 +5,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ciper.data.poses import PhotoPose
-from ciper.study.config import Condition
+from ciper.data.poses import PhotoPose, write_poses
+from ciper.errors import OutputError, PoseTableError
+from ciper.study import grids
+from ciper.study.config import Condition, GridConfig
 from ciper.study.grids import (
+    Grid,
     Shot,
     guessed_heading,
     hide_columns,
     hide_discs,
+    imagery,
     narrowed,
     write_imagery,
 )
 
-POSE = PhotoPose(Path("a.jpg"), lat=10.0, lon=20.0, heading_deg=350.0)
-SHOT = Shot(POSE, np.full((128, 512, 3), 200, np.uint8), np.ones((128, 512), dtype=bool))
+SHOT = Shot(
+    10.0, 20.0, 350.0, np.full((128, 512, 3), 200, np.uint8), np.ones((128, 512), dtype=bool)
+)
 RNG = np.random.default_rng
 
 
@@ -52,22 +57,56 @@ def test_discs_cover_the_share_that_is_asked_for() -> None:
 
 
 def test_guessed_headings_are_wrong_by_no_more_than_told() -> None:
-    assert guessed_heading(POSE, 180, RNG(0)) is None
-    known = guessed_heading(POSE, 0, RNG(0))
+    assert guessed_heading(350.0, 180, RNG(0)) is None
+    known = guessed_heading(350.0, 0, RNG(0))
     assert known is not None and known.heading_deg == 350.0
     turns = []
     for seed in range(50):
-        heading = guessed_heading(POSE, 45, RNG(seed))
+        heading = guessed_heading(350.0, 45, RNG(seed))
         assert heading is not None
         assert heading.sigma_deg == pytest.approx(45 / 3**0.5)
         turns.append((heading.heading_deg - 350 + 180) % 360 - 180)
     assert 30 < np.abs(turns).max() <= 45 and min(turns) < 0 < max(turns)
 
 
+def test_an_interrupted_write_leaves_no_imagery(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(path: Path, _image: object) -> None:
+        path.write_bytes(b"II*")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(grids, "imagery", lambda *_: None)
+    monkeypatch.setattr("ciper.city.aerial.write_geotiff", half)
+    path = tmp_path / "grid" / "cloudy.tif"
+    with pytest.raises(OutputError, match=r"cloudy\.tif cannot be written"):
+        write_imagery(path, 9101, GridConfig(), Condition("cloudy"))
+    assert list(path.parent.iterdir()) == []
+
+
+def test_photos_without_a_heading_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_poses(tmp_path / "poses.csv", [PhotoPose(tmp_path / "a.jpg", lat=10.0, lon=20.0)])
+    monkeypatch.setattr(Grid, "_city", lambda *_: tmp_path)
+    with pytest.raises(PoseTableError, match=r"does not know heading_deg and hfov_deg of a\.jpg"):
+        Grid.__new__(Grid)._read_shots(1)
+
+
 @pytest.mark.slow
-def test_other_imagery_of_the_same_city(tmp_path: Path) -> None:
-    paths = []
-    for name, dates in (("same", 0), ("far", 3)):
-        paths.append(tmp_path / f"{name}.tif")
-        write_imagery(paths[-1], 9101, 160.0, Condition(name, dates_apart=dates))
-    assert paths[0].read_bytes() != paths[1].read_bytes()
+def test_imagery_of_more_dates_apart_shows_other_things() -> None:
+    config = GridConfig(size_m=240.0)
+
+    def seen(dates: int, hidden: float = 0.0) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+        condition = Condition("", dates_apart=dates, aerial_hidden=hidden)
+        return imagery(9102, config, condition).array.astype(np.int64)
+
+    same, usual, far = (seen(dates) for dates in (0, 1, 3))
+    assert np.array_equal(usual, seen(1))
+
+    def change(other: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> float:
+        return float((np.abs(same - other).max(-1) > 40).mean())
+
+    assert 0.005 < change(usual) < change(far)
+    hidden = (seen(1, 0.25) == 225).all(-1) & ~(usual == 225).all(-1)
+    assert 0.2 < hidden[usual.any(-1)].mean() < 0.4

@@ -1,22 +1,30 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from study_helpers import SMALL_TRUNK, random_city, tiny_study
 
-from ciper.model.matcher import Evidence
+from ciper.model.matcher import Evidence, best_pose
 from ciper.model.network import Network, NetworkConfig
 from ciper.model.paper import PaperNetwork
 from ciper.study.measuring import (
+    StudyNetwork,
     aligned_prior,
     baselines,
-    best_pose,
     evaluation,
     find_pose,
+    measure_retrieval,
+    measure_search,
+    num_windows,
+    pose_evidence,
     predict_poses,
+    recall_of_first,
     similarity,
     take,
+    with_setting,
 )
 from ciper.study.networks import paper_config
 from ciper.study.pairs import StudyPairs
@@ -36,29 +44,26 @@ def evidence(heading: int, row: int, column: int) -> Evidence:
     )
 
 
-@pytest.mark.parametrize(
-    ("heading", "row", "column", "pose"),
-    [
-        # Window rows start 2 fine cells above the coarse cell: row 2 r + 0, column 2 c + 1.
-        (4, 2, 3, (-17.0, 23.0, 45.0)),
-        (12, 13, 3, (-17.0, -21.0, 135.0)),
-        (20, 13, 12, (19.0, -21.0, 225.0)),
-        (28, 2, 12, (19.0, 23.0, 315.0)),
-    ],
-)
-def test_best_pose_in_all_four_quadrants(
-    heading: int, row: int, column: int, pose: tuple[float, float, float]
-) -> None:
-    chip, found = best_pose(evidence(heading, row, column))
-    assert chip == 0
-    np.testing.assert_allclose(found, pose)
-
-
-def test_best_pose_is_the_mean_of_neighbours_across_north() -> None:
-    flat = evidence(0, 7, 7)
-    flat.fine[0, 3, 2, 3] = 1.0  # as likely, 2.8125 deg to the left
-    _, found = best_pose(flat)
-    assert found[2] == pytest.approx(360 - 2.8125 / 2)
+def test_what_the_setting_says_weighs_fine_cells_in_all_four_quadrants() -> None:
+    # Coarse cells at 24 m, 40 m and more from the centre cannot hold an aligned camera.
+    for row, column in [(3, 3), (3, 12), (12, 3), (12, 12)]:
+        inside = evidence(0, row, column)
+        assert with_setting(inside, "unknown") is inside
+        weighed = with_setting(inside, "aligned").fine[0, 4]
+        flat = inside.fine.copy()
+        flat[:] = 0.0
+        told = with_setting(replace(inside, fine=flat), "aligned").fine[0, 4]
+        # Rows and columns of the window's fine cells, 2 m each, by hand.
+        y_m = 31 - 2.0 * (2 * row - 2 + np.arange(6))
+        x_m = 2.0 * (2 * column - 2 + np.arange(6)) - 31
+        is_near = (np.abs(y_m) <= 21)[:, None] & (np.abs(x_m) <= 21)
+        assert is_near.any() and not is_near.all()
+        assert np.array_equal(told > -100, is_near)
+        assert np.isfinite(weighed).sum() == 1
+    # Half a circle away the heading is all but impossible, one fine step away it is not.
+    turned = with_setting(evidence(16, 8, 8), "aligned").fine[0, 4]
+    assert turned.max() < -1000
+    assert best_pose(with_setting(evidence(0, 7, 7), "aligned"))[1][2] == pytest.approx(0.0)
 
 
 def test_the_aligned_prior_is_about_north_and_the_centre() -> None:
@@ -72,25 +77,71 @@ def test_the_aligned_prior_is_about_north_and_the_centre() -> None:
     assert prior[0, 16].max() < -100
 
 
+def small_network(*, is_paper: bool) -> StudyNetwork:
+    torch.manual_seed(0)
+    if is_paper:
+        return PaperNetwork(paper_config("text", SMALL_TRUNK, num_tokens=2))
+    return Network(NetworkConfig(encoder=SMALL_TRUNK))
+
+
+def small_pairs() -> StudyPairs:
+    config = tiny_study().test
+    return StudyPairs([random_city(config)], config, 0, "unknown")
+
+
 @pytest.mark.parametrize("is_paper", [True, False])
 def test_batched_poses_are_single_ones(is_paper: bool) -> None:
-    torch.manual_seed(0)
-    network = (
-        PaperNetwork(paper_config("text", SMALL_TRUNK, num_tokens=2))
-        if is_paper
-        else Network(NetworkConfig(encoder=SMALL_TRUNK))
-    )
-    config = tiny_study().test
-    batch = next(StudyPairs([random_city(config)], config, 0, "unknown").fixed(3))
+    network = small_network(is_paper=is_paper).eval()
+    batches = [next(iter(small_pairs().fixed(3))), *list(small_pairs().fixed(1))[:3]]
+    poses = []
+    with torch.inference_mode():
+        for batch in batches:
+            ground = network.encode_ground(batch.canvas, batch.is_visible)
+            aerial = network.encode_aerial(batch.chip, batch.is_valid)
+            poses.append(predict_poses(network, ground, aerial))
+    np.testing.assert_allclose(np.concatenate(poses[1:]), poses[0], atol=0.01)
+    assert len(np.unique(poses[0].round(3), axis=0)) == 3
+
+
+@pytest.mark.parametrize("is_paper", [True, False])
+def test_pose_evidence_names_the_chip_that_the_pose_is_found_in(is_paper: bool) -> None:
+    network = small_network(is_paper=is_paper)
+    batch = next(iter(small_pairs().fixed(3)))
     with evaluation(network):
         ground = network.encode_ground(batch.canvas, batch.is_visible)
         aerial = network.encode_aerial(batch.chip, batch.is_valid)
-        poses = predict_poses(network, ground, aerial)
-        for i in range(3):
-            one = find_pose(network, take(ground, i, i + 1), take(aerial, i, i + 1))
-            np.testing.assert_allclose(one[1], poses[i], atol=0.5)
+        photo = take(ground, 0, 1)
+        together = pose_evidence(network, photo, aerial)
+        alone = [pose_evidence(network, photo, take(aerial, i, i + 1))[0] for i in range(3)]
+        chip, _ = find_pose(network, photo, aerial)
+    np.testing.assert_allclose(together, alone, atol=0.05)
     assert similarity(ground, aerial).shape == (3, 3)
     assert network.training
+    if is_paper:
+        assert chip == together.argmax()
+
+
+def test_recall_of_first() -> None:
+    scores = np.array([[0.1, 0.9, 0.3], [0.5, 0.2, 0.5], [0.0, 0.1, 0.2]])
+    # Right, a tie (which counts as wrong), wrong.
+    assert recall_of_first(scores, np.array([1, 0, 1])) == pytest.approx(1 / 3)
+
+
+def test_windows_grow_with_the_chips() -> None:
+    assert num_windows(1) == 4
+    assert num_windows(10) >= 24
+
+
+def test_searches_and_retrieval_agree_and_count_the_chosen_chip() -> None:
+    network, pairs = small_network(is_paper=False), small_pairs()
+    gallery = pairs.gallery()
+    whole = measure_retrieval(network, pairs, gallery, num_matched=4)
+    assert set(whole) == {"retrieval_recall@1", "matched_recall@1"}
+    assert "matched_recall@1" not in measure_retrieval(network, pairs, gallery)
+    found = measure_search((network, network), pairs, gallery, 1, lambda _done, _total: None)
+    assert found["retrieval_recall@1"] == whole["retrieval_recall@1"]
+    # Of a single chip that is proposed none other can be chosen.
+    assert found["chosen_recall@1"] == found["retrieval_recall@1"]
 
 
 def test_baselines_know_what_the_setting_says() -> None:
@@ -103,4 +154,5 @@ def test_baselines_know_what_the_setting_says() -> None:
     assert figures["aligned"]["center"]["heading_median_deg"] < 0.4
     assert figures["unknown"]["center"]["heading_median_deg"] > 5
     assert figures["aligned"]["center"]["mean_m"] <= 20 * 2**0.5 + 0.5
-    assert figures["unknown"]["random"]["retrieval_recall@1"] == pytest.approx(1 / 9)
+    for name in ("retrieval", "matched"):
+        assert figures["unknown"]["random"][f"{name}_recall@1"] == pytest.approx(1 / 9)

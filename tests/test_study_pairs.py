@@ -8,9 +8,10 @@ import torch
 from study_helpers import random_city, tiny_study
 
 from ciper.data.sample import Batch
+from ciper.data.synthetic import cut_chip
 from ciper.study.cells import Setting
 from ciper.study.config import default_study, quick_study
-from ciper.study.pairs import StudyPairs, aligned, cut_chip, study_cache
+from ciper.study.pairs import StudyPairs, aligned, as_pinhole, centre_recall, study_cache
 
 CONFIG = tiny_study().train
 
@@ -93,3 +94,20 @@ def test_cities_of_another_recipe_have_their_own_folder() -> None:
     assert study_cache(cache, default_study().train) == cache
     assert study_cache(cache, default_study().test) != cache
     assert study_cache(cache, quick_study().train) != study_cache(cache, quick_study().test)
+
+
+def test_pinhole_views_show_the_middle_of_the_same_panoramas() -> None:
+    batch = next(iter(pairs("unknown").fixed(2)))
+    seen = as_pinhole(batch)
+    columns = torch.nonzero(seen.is_visible[0].any(0))[:, 0]
+    assert len(columns) == pytest.approx(512 * 75 / 360, abs=2)
+    assert int(columns.min() + columns.max()) == 511
+    assert torch.equal(seen.canvas[seen.is_visible], batch.canvas[seen.is_visible])
+    assert not seen.canvas[~seen.is_visible].any()
+    assert torch.equal(seen.pose, batch.pose)
+
+
+def test_how_often_the_centre_is_within_5_m() -> None:
+    # A disc of 78.54 m^2 in squares of 64 m and 40 m.
+    assert centre_recall("unknown", 0.5) == pytest.approx(78.5398 / 4096)
+    assert centre_recall("aligned", 0.5) == pytest.approx(78.5398 / 1600)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -163,6 +165,20 @@ def test_chosen_pairs_are_of_the_chosen_photos() -> None:
     assert bool(batch.is_visible.all())
     again = pairs.pairs(chosen, (11, 0), narrow_share=0.0)
     assert not torch.equal(batch.centre_m, again.centre_m)
+
+
+@pytest.mark.parametrize(("num_cities", "setting"), [(0, "num_cities"), (2, "photos_per_city")])
+def test_no_photos_are_refused(num_cities: int, setting: str) -> None:
+    city = replace(landmark_city()[0], poses=np.zeros((0, 4)))
+    with pytest.raises(ConfigError, match=f"no photo in {num_cities} cities.*data.{setting}"):
+        SyntheticPairs([city] * num_cities, SyntheticConfig(), seed=0)
+
+
+def test_more_cities_to_train_on_leave_the_others_what_they_are() -> None:
+    few = SyntheticConfig(num_cities=2, validation_cities=3)
+    many = replace(few, num_cities=2000)
+    assert few.training_seeds == range(100_000, 100_002)
+    assert few.validation_seeds == many.validation_seeds == range(190_000, 190_003)
 
 
 def test_a_sample_is_of_different_photos_and_a_function_of_the_step() -> None:

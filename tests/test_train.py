@@ -14,21 +14,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from model_helpers import TINY, TINY_PAPER
+from model_helpers import TINY, TINY_PAPER, TINY_REFINED
 
 from ciper.checkpoint import load_checkpoint, weights_of
 from ciper.data.synthetic import SyntheticConfig, find_city, render_city
 from ciper.errors import ConfigError, OutputError
 from ciper.model.criterion import CriterionConfig
 from ciper.model.load import Calibration, export_weights, load_model
-from ciper.model.model import Shape
+from ciper.model.model import PosteriorShape
 from ciper.model.network import NetworkConfig
 from ciper.train import OptimConfig, Run, TrainConfig, open_data, train, training_steps
 from ciper.training.recipe import learning_rate, narrow_shares
 from ciper.training.team import Team
 
 TINY_DATA = SyntheticConfig(
-    num_cities=1, first_seed=5, city_m=200.0, photos_per_city=12, aerials_per_city=1
+    num_cities=1,
+    first_seed=5,
+    first_validation_seed=6,
+    city_m=200.0,
+    photos_per_city=12,
+    aerials_per_city=1,
 )
 # Everything that a step can depend on.
 ALL_PARTS = OptimConfig(
@@ -56,7 +61,7 @@ def tiny_config(cache: Path, num_steps: int) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A city to train on, and the one after it to validate on."""
+    """A city to train on, and one to validate on."""
     folder = tmp_path_factory.mktemp("cache")
     for seed in (5, 6):
         render_city(seed, TINY_DATA, folder)
@@ -86,7 +91,7 @@ def test_a_resumed_run_takes_the_same_steps(
     num_steps: int, stop: int, mine_every: int, cache: Path, tmp_path: Path
 ) -> None:
     train = replace(ALL_PARTS, num_steps=num_steps, mine_every=mine_every)
-    config = replace(tiny_config(cache, num_steps), train=train)
+    config = replace(tiny_config(cache, num_steps), train=train, network=TINY_REFINED)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     parts.mkdir()
     torch.use_deterministic_algorithms(mode=True)
@@ -102,7 +107,7 @@ def test_a_resumed_run_takes_the_same_steps(
     state, header = load_checkpoint(whole / f"{num_steps}.safetensors")
     resumed, other_header = load_checkpoint(parts / f"{num_steps}.safetensors")
     assert header == other_header
-    assert "ema.retrieval_log_scale" in state
+    assert {"ema.retrieval_log_scale", "optimiser.exp_avg.refiner.head.weight"} <= set(state)
     assert len(state["mined.photos"]) > 0
     assert set(state) == set(resumed)
     for name, value in state.items():
@@ -131,6 +136,10 @@ def test_the_papers_network_is_another_configuration(cache: Path, tmp_path: Path
     config = replace(tiny_config(cache, 2), model="paper", paper=TINY_PAPER)
     state, header = load_checkpoint(train(config, tmp_path, num_workers=1))
     assert header["config"]["model"] == "paper"
+    # Also of a run that is shorter than the interval of its rows.
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
+    assert [row["step"] for row in rows] == ["2"]
+    assert header["metrics"]["confidence"] == pytest.approx(float(rows[0]["confidence"]), rel=1e-4)
     assert any(name.startswith("model.decoder.") for name in state)
     with pytest.raises(ConfigError, match="of another network"):
         train(tiny_config(cache, 2), tmp_path, num_workers=1)
@@ -183,7 +192,7 @@ def test_a_network_of_other_metres_is_refused(cache: Path, tmp_path: Path) -> No
 def test_cities_that_are_there_are_not_rendered_again(cache: Path) -> None:
     assert find_city(5, TINY_DATA, cache) == cache / "5"
     assert find_city(7, TINY_DATA, cache) is None
-    more = replace(TINY_DATA, num_cities=9, validation_cities=2)
+    more = replace(TINY_DATA, num_cities=9, validation_cities=2, first_validation_seed=99)
     assert find_city(6, more, cache) == cache / "6"
 
 
@@ -214,9 +223,9 @@ def test_a_cache_of_another_recipe_is_refused(cache: Path) -> None:
 
 
 def test_metrics_are_logged_and_weights_exported(cache: Path, tmp_path: Path) -> None:
-    checkpoint = train(tiny_config(cache, 20), tmp_path / "run", num_workers=1)
+    checkpoint = train(tiny_config(cache, 3), tmp_path / "run", num_workers=1)
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
-    assert [row["step"] for row in rows] == ["20"]
+    assert [row["step"] for row in rows] == ["2", "3"]  # where it was saved
     assert {
         "coarse",
         "fine",
@@ -228,7 +237,7 @@ def test_metrics_are_logged_and_weights_exported(cache: Path, tmp_path: Path) ->
     } <= set(rows[0])
     assert list((tmp_path / "run").glob("events.*"))
     calibration = Calibration(
-        wide=Shape(coarse_temperature=1.3), confidence=(1.0, 2.0, 3.0, 4.0, 5.0)
+        wide=PosteriorShape(coarse_temperature=1.3), confidence=(1.0, 2.0, 3.0, 4.0, 5.0)
     )
     out = tmp_path / "tiny" / "model.safetensors"
     export_weights(checkpoint, out, calibration)

@@ -81,8 +81,11 @@ def test_batched_equals_single() -> None:
 def test_attention_is_the_scaled_dot_product() -> None:
     generator = torch.Generator().manual_seed(6)
     query, key, value = (torch.randn(2, 3, n, 8, generator=generator) for n in (5, 7, 7))
-    expected = F.scaled_dot_product_attention(query, key, value)
-    torch.testing.assert_close(attend(query, key, value), expected)
+    weights = (query @ key.transpose(-1, -2) / 8**0.5).softmax(-1)
+    torch.testing.assert_close(attend(query, key, value), weights @ value)
+    half = attend(query.bfloat16(), key.bfloat16(), value.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), weights @ value, rtol=0.05, atol=0.02)
 
 
 @torch.inference_mode()

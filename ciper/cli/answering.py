@@ -44,20 +44,23 @@ class Answers:
 
     Attributes:
         found: an answer for every photo that has one.
-        misread: what the photos' metadata leave open.
+        misread: what is wrong or left open with single photos: by their metadata, or because the
+            model knows no such photos.
+        limits: what the model's answers cannot tell.
         problems: what was wrong with single photos.
         stop: what ended the run early, to be raised when the answers have been printed.
     """
 
     found: list[Answer] = field(default_factory=list)
     misread: list[str] = field(default_factory=list)
+    limits: tuple[str, ...] = ()
     problems: list[CiperError] = field(default_factory=list)
     stop: CiperError | KeyboardInterrupt | None = None
 
 
 def answer_all(photos: Sequence[Path], localizer: Localizer, question: Question) -> Answers:
     """Answer photo by photo; what goes wrong must not cost the answers that there are."""
-    answers = Answers()
+    answers = Answers(limits=localizer.model.limits)
     try:
         with progress_bar() as progress:
             for done, photo in enumerate(photos, start=1):
@@ -78,7 +81,8 @@ def _answer(photo: Path, localizer: Localizer, question: Question, answers: Answ
         photo, near=question.near, heading=question.heading, camera=question.camera
     )
     num_hypotheses = question.num_hypotheses
-    answers.misread.extend(found.metadata.problems)
+    misfit = localizer.model.misfit(found.camera)
+    answers.misread += [*found.metadata.problems, *([misfit] if misfit else [])]
     answers.found.append(answer_of(found, localizer.gallery.chips, num_hypotheses=num_hypotheses))
     if photo in question.pictures:
         from ciper.data.preprocess import read_photo
@@ -99,8 +103,9 @@ def print_answers(answers: Answers, form: Form) -> None:
     if answers.found or answers.stop is None:
         typer.echo(format_answers(answers.found, form), nl=False)
     _note_assumed_cameras(answers.found)
-    _note_unknown_headings(answers.found)
     _note_misread(answers.misread)
+    for limit in answers.limits if answers.found else ():
+        note(f"warning: {limit}")
     for problem in answers.problems:
         note_error(problem)
     if answers.stop is not None:
@@ -118,16 +123,8 @@ def _note_assumed_cameras(answers: Sequence[Answer]) -> None:
         )
 
 
-def _note_unknown_headings(answers: Sequence[Answer]) -> None:
-    if any(answer.get("heading_sigma_deg", 0.0) is None for answer in answers):
-        note(
-            "warning: this model says nothing of headings, they are null; it takes the middle of a "
-            "panorama for north unless --heading DEG,SIGMA says where it looks"
-        )
-
-
 def _note_misread(problems: Sequence[str]) -> None:
-    """What the photos' metadata leave open: each kind once."""
+    """What is wrong or left open with photos: each kind once."""
     for problem in dict.fromkeys(problems):
         count = problems.count(problem)
         times = f" ({count} photos)" if count > 1 else ""

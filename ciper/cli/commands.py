@@ -252,6 +252,10 @@ def convert(
         float | None,
         typer.Option(metavar="M", help="Of the data set's chips, if not as published."),
     ] = None,
+    heading_range: Annotated[
+        float | None,
+        typer.Option(metavar="10|180", help="KITTI, Ford: how far chips were off the heading."),
+    ] = None,
     verify: Annotated[
         Path | None,
         typer.Option(metavar="EXPECTED.safetensors", help="Inputs and outputs to compare with."),
@@ -266,7 +270,8 @@ def convert(
     from ciper.convert import LARGEST_DIFFERENCE
     from ciper.convert import convert as run
 
-    made = run(source, out, dataset, gsd=gsd, verify=verify)
+    range_deg = 180.0 if heading_range is None else heading_range
+    made = run(source, out, dataset, gsd=gsd, heading_range_deg=range_deg, verify=verify)
     for name, value in made.differences.items():
         typer.echo(f"{name}: largest difference {value:.2e}")
     if not made.is_right:
@@ -276,6 +281,11 @@ def convert(
         f"wrote {out}: {made.num_parameters:,} parameters, chips of {made.config.side_m:g} m at "
         f"{made.config.gsd:.4g} m/px"
     )
+    if heading_range is None and dataset != "vigor":
+        note(
+            "warning: taken to know all headings; if its training had turned the chips to within "
+            "10 deg of the heading, as half of the published ones, say --heading-range 10"
+        )
 
 
 @app.command()

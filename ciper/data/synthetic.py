@@ -167,6 +167,32 @@ def open_city(folder: Path) -> RenderedCity:
     )
 
 
+def cut_chip(
+    aerial: NDArray[np.uint8], x_m: float, y_m: float, gsd: float
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_], tuple[float, float]]:
+    """The chip about the pixel corner next to a point of the imagery; 0 beyond it.
+
+    Args:
+        aerial: `(H, W, 3)`, row 0 = north.
+        x_m: east of the imagery's south-west corner.
+        y_m: north of it.
+        gsd: of the imagery.
+
+    Returns:
+        Chip, where it is valid, and its centre in metres.
+    """
+    height, width = aerial.shape[:2]
+    left, top = round(x_m / gsd) - CHIP_PX // 2, round(height - y_m / gsd) - CHIP_PX // 2
+    rows, columns = np.arange(top, top + CHIP_PX), np.arange(left, left + CHIP_PX)
+    is_valid = ((rows >= 0) & (rows < height))[:, None] & (columns >= 0) & (columns < width)
+    chip = np.zeros((CHIP_PX, CHIP_PX, 3), np.uint8)
+    inside = aerial[max(top, 0) : max(top + CHIP_PX, 0), max(left, 0) : max(left + CHIP_PX, 0)]
+    down, across = max(-top, 0), max(-left, 0)
+    chip[down : down + inside.shape[0], across : across + inside.shape[1]] = inside
+    centre = ((left + CHIP_PX / 2) * gsd, (height - top - CHIP_PX / 2) * gsd)
+    return chip, is_valid, centre
+
+
 class SyntheticPairs:
     """Random training pairs out of rendered cities.
 
@@ -202,6 +228,11 @@ class SyntheticPairs:
         position_m = np.concatenate([city.poses[:, :2] for city in cities])
         self.mined: Int | None = None
         self.order = PhotoOrder(self.photos[:, 0], position_m, seed, neighbour_share)
+
+    @property
+    def reach_m(self) -> float:
+        """How far the camera lies from a chip's centre at most, east and north: a central half."""
+        return CHIP_PX * self.config.gsd / 4
 
     def batch(self, step: int, size: int, *, narrow_share: float | None = None) -> Batch:
         """This process's part of the batch of one step.
@@ -317,23 +348,12 @@ class SyntheticPairs:
     def _chip(
         self, aerial: NDArray[np.uint8], x_m: float, y_m: float, rng: np.random.Generator
     ) -> tuple[NDArray[np.uint8], NDArray[np.bool_], tuple[float, float], tuple[float, float]]:
-        """Cuts 256 px so that the camera lies uniformly in the central half.
+        """Cuts a chip so that the camera lies uniformly within `reach_m` of its centre.
 
         Returns:
             Chip, validity, the camera from the chip's centre, the chip's centre in the city.
         """
-        gsd, size = self.config.gsd, CHIP_PX
-        reach = size * gsd / 4
-        height, width = aerial.shape[:2]
-        left = round((x_m + rng.uniform(-reach, reach)) / gsd) - size // 2
-        top = round(height - (y_m + rng.uniform(-reach, reach)) / gsd) - size // 2
-        rows, columns = np.arange(top, top + size), np.arange(left, left + size)
-        is_valid = ((rows >= 0) & (rows < height))[:, None] & (columns >= 0) & (columns < width)
-        chip = aerial[max(top, 0) : max(top + size, 0), max(left, 0) : max(left + size, 0)]
-        padded = np.zeros((size, size, 3), np.uint8)
-        first_row, first_column = max(-top, 0), max(-left, 0)
-        padded[
-            first_row : first_row + chip.shape[0], first_column : first_column + chip.shape[1]
-        ] = chip
-        centre = ((left + size / 2) * gsd, (height - top - size / 2) * gsd)
-        return padded, is_valid, (x_m - centre[0], y_m - centre[1]), centre
+        shift = rng.uniform(-self.reach_m, self.reach_m, 2)
+        gsd = self.config.gsd
+        chip, is_valid, centre = cut_chip(aerial, x_m + shift[0], y_m + shift[1], gsd)
+        return chip, is_valid, (x_m - centre[0], y_m - centre[1]), centre

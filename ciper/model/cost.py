@@ -24,6 +24,7 @@ from ciper.model.decoder import Windows
 from ciper.model.matcher import MatchConfig
 from ciper.model.network import Network
 from ciper.model.paper import PaperNetwork
+from ciper.model.refine import window_candidates
 
 BATCHED_PRODUCTS = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)
 
@@ -35,16 +36,21 @@ class Cost:
     Attributes:
         parameters: by part of the network.
         multiply_adds: by pass: "ground", "aerial" and "pose"; attention counted, norms and
-            activation functions not.
+            activation functions not. "pose" is what a pair takes: a decoding, or for our network
+            the coarse volume, one fine window, and its hypothesis refined.
         attention: those among `multiply_adds` that are batched products of activations; a counter
             that looks at layers alone misses them.
         normalised: numbers that go through a LayerNorm, by pass.
+        num_windows: fine windows that a photo gets, once for the whole gallery.
+        search: multiply-adds of "pose" with so many windows, each refined.
     """
 
     parameters: Mapping[str, int]
     multiply_adds: Mapping[str, int]
     attention: Mapping[str, int]
     normalised: Mapping[str, int]
+    num_windows: int
+    search: int
 
     @property
     def num_parameters(self) -> int:
@@ -57,6 +63,13 @@ class Cost:
         return sum(self.multiply_adds.values())
 
     @property
+    def pose_share(self) -> float:
+        """Multiply-adds of finding the pose in a pair's chip, over those of encoding the pair."""
+        return self.multiply_adds["pose"] / (
+            self.multiply_adds["ground"] + self.multiply_adds["aerial"]
+        )
+
+    @property
     def layer_flop(self) -> int:
         """Operations of the layers with weights: two per multiply-add, attention left out."""
         return 2 * (self.num_multiply_adds - sum(self.attention.values()))
@@ -64,10 +77,9 @@ class Cost:
 
 @torch.no_grad()
 def cost(network: Network | PaperNetwork) -> Cost:
-    """Counts a network; nothing is computed, so that large ones take no time.
+    """Counts a network on images of the configured sizes.
 
-    Images have the configured sizes. "pose" is the decoder on one chip; for our network the coarse
-    volume and all the fine windows that a photo gets.
+    Nothing is computed, so that large ones take no time.
     """
     weightless = copy.deepcopy(network).to("meta").eval()
     passes = (
@@ -76,11 +88,14 @@ def cost(network: Network | PaperNetwork) -> Cost:
         else _our_passes(weightless)
     )
     counts = {name: _count(weightless, run) for name, run in passes.items()}
+    search = counts.pop("search", counts["pose"])
     return Cost(
         parameters=parameters_by_part(network),
         multiply_adds={name: count[0] for name, count in counts.items()},
         attention={name: count[1] for name, count in counts.items()},
         normalised={name: count[2] for name, count in counts.items()},
+        num_windows=1 if isinstance(network, PaperNetwork) else MatchConfig().num_windows,
+        search=search[0],
     )
 
 
@@ -97,19 +112,24 @@ def parameters_by_part(network: nn.Module) -> dict[str, int]:
 def cost_table(costs: Mapping[str, Cost]) -> str:
     """Markdown: parameters and multiply-adds of named networks, by part and in total."""
     lines = [
-        "| network | parts (M parameters) | parameters | ground | aerial | pose | all | of which "
-        "attention | GFLOP without |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| network | parts (M parameters) | parameters | ground | aerial | pose | of encoding | all "
+        "| of which attention | GFLOP without | pose of a photo |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, one in costs.items():
         parts = ", ".join(f"{part} {count / 1e6:.2f}" for part, count in one.parameters.items())
         passes = " | ".join(f"{one.multiply_adds[p] / 1e9:.2f}" for p in ("ground", "aerial"))
         lines.append(
             f"| {name} | {parts} | {one.num_parameters:,} | {passes} | "
-            f"{one.multiply_adds['pose'] / 1e9:.3f} | {one.num_multiply_adds / 1e9:.2f} | "
-            f"{sum(one.attention.values()) / 1e9:.2f} | {one.layer_flop / 1e9:.2f} |"
+            f"{one.multiply_adds['pose'] / 1e9:.3f} | {one.pose_share:.1%} | "
+            f"{one.num_multiply_adds / 1e9:.2f} | {sum(one.attention.values()) / 1e9:.2f} | "
+            f"{one.layer_flop / 1e9:.2f} | {one.search / 1e9:.3f}, windows: {one.num_windows} |"
         )
-    return "\n".join([*lines, "", "Ground, aerial, pose, all and attention in 10^9 multiply-adds."])
+    told = (
+        "In 10^9 multiply-adds of a pair: ground, aerial, pose (for ours the coarse volume, one "
+        "window and its refinement), all, attention. The last column: with all windows of a photo."
+    )
+    return "\n".join([*lines, "", told])
 
 
 def _paper_passes(network: PaperNetwork) -> dict[str, Callable[[], object]]:
@@ -125,18 +145,23 @@ def _paper_passes(network: PaperNetwork) -> dict[str, Callable[[], object]]:
 def _our_passes(network: Network) -> dict[str, Callable[[], object]]:
     canvas, chip = _images(network)
     ground, aerial = network.encode_ground(*canvas), network.encode_aerial(*chip)
-    index = torch.zeros(MatchConfig().num_windows, dtype=torch.long, device="meta")
-    windows = Windows(index, index, index, index, index)
 
-    def pose() -> None:
+    def pose(num_windows: int) -> None:
+        index = torch.zeros(num_windows, dtype=torch.long, device="meta")
+        windows = Windows(index, index, index, index, index)
         templates = network.correlation.coarse_templates(ground.polar_coarse)
         network.correlation.coarse_volume(templates, aerial.coarse)
-        network.correlation.fine_volume(ground.polar_fine, aerial.fine, windows)
+        fine = network.correlation.fine_volume(ground.polar_fine, aerial.fine, windows)
+        if network.refiner is not None:
+            polar = (ground.polar_coarse, ground.polar_fine)
+            maps = (aerial.coarse, aerial.fine)
+            network.refiner(polar, maps, window_candidates(windows, fine))
 
     return {
         "ground": lambda: network.encode_ground(*canvas),
         "aerial": lambda: network.encode_aerial(*chip),
-        "pose": pose,
+        "pose": lambda: pose(1),
+        "search": lambda: pose(MatchConfig().num_windows),
     }
 
 

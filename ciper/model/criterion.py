@@ -132,8 +132,9 @@ class Criterion(nn.Module):
             return losses
         # The refiner learns beside the correlation, which must stay good without it.
         with torch.no_grad():
-            rest = correlate(ground.polar_fine, aerial.fine, modes.windows.part(first, None))
-            fine = torch.cat([fine, rest.float()])
+            if num_windows < modes.num_per_photo:
+                rest = correlate(ground.polar_fine, aerial.fine, modes.windows.part(first, None))
+                fine = torch.cat([fine, rest.float()])
             candidates = window_candidates(modes.windows, fine)
             logit = modes.logit + fine.flatten(1).logsumexp(1)
         polar = (ground.polar_coarse.detach(), ground.polar_fine.detach())

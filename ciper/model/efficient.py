@@ -186,6 +186,11 @@ class EfficientStem(nn.Module):
             part.requires_grad_(False)
 
     @property
+    def is_frozen(self) -> bool:
+        """Whether its first stages do not learn."""
+        return not self.first.weight.requires_grad
+
+    @property
     def stages(self) -> tuple[nn.Sequential, ...]:
         """All blocks, by resolution."""
         return self.to_half, self.to_quarter, self.to_eighth, self.to_sixteenth

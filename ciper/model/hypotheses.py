@@ -15,13 +15,15 @@ evenly.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp, ndtr
+from scipy.special import ndtr
 
 from ciper.geo import wrap_signed_deg
+from ciper.logits import logsumexp
 from ciper.model.matcher import Evidence, MatchConfig, best_poses, possible_cells
 from ciper.pose_grid import (
     FINE_STEP_DEG,
@@ -31,11 +33,14 @@ from ciper.pose_grid import (
     window_cells,
     window_steps,
 )
+from ciper.refinement import NEIGHBOUR_SHARE
 
 Float = NDArray[np.floating[Any]]
 Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
+# Windows are so many standard deviations apart: closer ones would show one mode twice.
+APART_SIGMAS = 2.0
 # Added to every factor of a cell's mass, so that its logarithm is finite however far away it is.
 TINY = 1e-30
 
@@ -95,18 +100,32 @@ def evidence_of(
         has_imagery: (R, 16, 16) cells that can hold the camera at all.
         coarse_m: side of a coarse cell.
         log_prior: (R, 32, 16, 16), weighs which poses are refined; the evidence is free of it.
-        config: how much is refined.
+        config: how much is refined; windows two standard deviations apart unless told.
     """
     mixture = _Mixture(chip_logit - logsumexp(chip_logit), poses, spread, has_imagery, coarse_m)
     coarse = mixture.coarse()
     weighed = coarse if log_prior is None else coarse + log_prior
     says_heading = spread.heading_deg is not None
-    chosen = _windows(weighed, config or MatchConfig(), says_heading=says_heading)
+    config = config or apart(spread, coarse_m)
+    chosen = _windows(weighed, config, says_heading=says_heading)
     chip, _, row, column = chosen
-    fine = [mixture.window(*(int(i) for i in window)) for window in zip(*chosen, strict=True)]
+    windows = list(zip(*(c.tolist() for c in chosen), strict=True))
+    fine = np.array([mixture.window(*window) for window in windows]).reshape(-1, 9, 6, 6)
     is_possible = possible_cells(has_imagery, chip, row, column)[:, None]
-    logits = np.where(is_possible, np.array(fine).reshape(-1, 9, 6, 6), -np.inf)
-    return Evidence(coarse, *chosen, logits.astype(np.float32), says_heading)
+    return Evidence(
+        coarse,
+        *chosen,
+        fine=np.where(is_possible, fine, -np.inf).astype(np.float32),
+        says_heading=says_heading,
+        side_share=np.array([mixture.side_share(*window) for window in windows], np.float32),
+    )
+
+
+def apart(spread: Spread, coarse_m: float) -> MatchConfig:
+    """Windows so far apart that each is a mode of its own, two cells and headings at least."""
+    cells = ceil(APART_SIGMAS * spread.position_m / coarse_m)
+    headings = ceil(APART_SIGMAS * (spread.heading_deg or 0.0) / HEADING_STEP_DEG)
+    return MatchConfig(apart_cells=max(2, cells), apart_headings=max(2, headings))
 
 
 def _windows(
@@ -139,42 +158,72 @@ class _Mixture:
         cells = np.arange(NUM_COARSE)
         steps = np.arange(NUM_HEADINGS) * HEADING_STEP_DEG
         for index, chip in enumerate(self.poses.chip):
-            log_mass[chip] = self._of_cells(index, steps, cells, cells, parts=1)
+            log_mass[chip] = self._of_cells(index, steps, HEADING_STEP_DEG, (cells, cells), parts=1)
         log_mass[~np.broadcast_to(self.has_imagery[:, None], shape)] = -np.inf
         return log_mass
 
     def window(self, chip: int, heading: int, row: int, column: int) -> Float:
         """`(9, 6, 6)` of the fine cells about a coarse cell."""
-        steps = window_steps(heading) * FINE_STEP_DEG
-        rows, columns = window_cells(row), window_cells(column)
         found = np.flatnonzero(self.poses.chip == chip)
-        if len(found):
-            return self._of_cells(int(found[0]), steps, rows, columns, parts=2)
-        num_cells = max(1, int(self.has_imagery[chip].sum())) * NUM_HEADINGS * 16
-        return np.full((9, 6, 6), self.log_chip[chip] - np.log(num_cells))
+        if not len(found):
+            num_cells = max(1, int(self.has_imagery[chip].sum())) * NUM_HEADINGS * 16
+            return np.full((9, 6, 6), self.log_chip[chip] - np.log(num_cells))
+        steps = window_steps(heading) * FINE_STEP_DEG
+        cells = (window_cells(row), window_cells(column))
+        return self._of_cells(int(found[0]), steps, FINE_STEP_DEG, cells, parts=2)
+
+    def side_share(self, chip: int, heading: int, row: int, column: int) -> Float:
+        """`(2, 3, 3)`: what the window holds of the coarse headings before and after its own.
+
+        A narrow hypothesis near a heading's border has nearly all of the neighbour's mass there.
+        """
+        found = np.flatnonzero(self.poses.chip == chip)
+        if not len(found):
+            return np.full((2, 3, 3), NEIGHBOUR_SHARE)
+        sides = np.array([-1, 1])
+        cells = (row + np.arange(-1, 2), column + np.arange(-1, 2))
+        whole_deg = (heading + sides) * HEADING_STEP_DEG
+        held_deg = (heading + sides * (1 + NEIGHBOUR_SHARE) / 2) * HEADING_STEP_DEG
+        width_deg = NEIGHBOUR_SHARE * HEADING_STEP_DEG
+        whole = self._of_cells(int(found[0]), whole_deg, HEADING_STEP_DEG, cells, parts=1)
+        held = self._of_cells(int(found[0]), held_deg, width_deg, cells, parts=1)
+        return np.asarray(np.exp(held - whole).clip(max=1.0))
 
     def _of_cells(
-        self, index: int, steps_deg: Float, rows: Int, columns: Int, *, parts: int
+        self,
+        index: int,
+        heading_deg: Float,
+        width_deg: float,
+        cells: tuple[Int, Int],
+        *,
+        parts: int,
     ) -> Float:
-        """`(headings, rows, columns)` of a decoded chip, its cells cut into `parts` per axis."""
+        """`(headings, rows, columns)` of a decoded chip.
+
+        Args:
+            index: of the chip among the decoded ones.
+            heading_deg: middles of headings that are `width_deg` wide.
+            width_deg: their width.
+            cells: rows and columns of coarse cells, or of their parts.
+            parts: what coarse cells are cut into per axis.
+        """
         width_m = self.coarse_m / parts
         middle = NUM_COARSE // 2 * parts - 0.5
         sigma_m, sigma_deg = self.spread.position_m, self.spread.heading_deg
-        x_m, y_m, heading_deg = self.poses.pose[index].T
-        across = cell_mass((columns - middle) * width_m - x_m[:, None], sigma_m, width_m)
-        down = cell_mass((middle - rows) * width_m - y_m[:, None], sigma_m, width_m)
-        turn = wrap_signed_deg(steps_deg - heading_deg[:, None])
-        step_deg = HEADING_STEP_DEG if parts == 1 else FINE_STEP_DEG
+        x_m, y_m, mean_deg = self.poses.pose[index].T
+        down = cell_mass((middle - cells[0]) * width_m - y_m[:, None], sigma_m, width_m)
+        across = cell_mass((cells[1] - middle) * width_m - x_m[:, None], sigma_m, width_m)
+        turn = wrap_signed_deg(heading_deg - mean_deg[:, None])
         if sigma_deg is None:
-            turned = np.full(turn.shape, step_deg / 360.0)
+            turned = np.full(turn.shape, width_deg / 360.0)
         else:
             turns = np.stack([turn - 360.0, turn, turn + 360.0])
-            turned = cell_mass(turns, sigma_deg, step_deg).sum(0)
+            turned = cell_mass(turns, sigma_deg, width_deg).sum(0)
         weight = np.exp(self.poses.log_weight[index])[:, None]
         placed = (down[:, :, None] * across[:, None, :]).reshape(len(weight), -1)
         mass = (turned * weight).T @ placed
         log_mass: Float = self.log_chip[self.poses.chip[index]] + np.log(mass)
-        return log_mass.reshape(len(steps_deg), len(rows), len(columns))
+        return log_mass.reshape(len(heading_deg), len(cells[0]), len(cells[1]))
 
 
 def cell_mass(offset: Float, sigma: float, width: float) -> Float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 from ciper.checkpoint import find_weights, load_checkpoint, save_checkpoint, weights_of
 from ciper.config import from_dict, to_dict
 from ciper.device import pick_device
-from ciper.errors import CheckpointError
+from ciper.errors import CheckpointError, ConfigError
 from ciper.model.model import Calibration, CiperModel, Model, places_with_imagery
 from ciper.model.network import Network, NetworkConfig
 from ciper.model.paper import PaperConfig, PaperNetwork
@@ -41,7 +42,7 @@ def load_model(model: str | Path = "ground", device: str | None = None) -> Model
         device: cpu, cuda or mps; None takes cuda where there is one.
 
     Raises:
-        CheckpointError: there is no such file, or it is no checkpoint of ours.
+        CheckpointError: there is no such file, or it is no checkpoint of this version of ours.
         DeviceError: there is no such device.
     """
     path = find_weights(model)
@@ -49,10 +50,16 @@ def load_model(model: str | Path = "ground", device: str | None = None) -> Model
     device = pick_device(device)
     weights = weights_of(state)
     name = path.parent.name if path.name == "model.safetensors" else path.stem
+    calibration = _calibration(path, header)
     try:
         is_paper = header["config"].get("model", "ciper") == "paper"
         make = _paper_model if is_paper else _ciper_model
         made = make(header, weights, name, device)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{path} describes a network of another version of ciper ({error}); train again or "
+            "take the shipped weights"
+        ) from error
     except KeyError as error:
         raise CheckpointError(
             f"{path} has no {error} in its header; expected a checkpoint written by ciper train"
@@ -63,7 +70,20 @@ def load_model(model: str | Path = "ground", device: str | None = None) -> Model
             f"{path} does not fit the network that its header describes ({reason}); "
             "expected weights of this version of ciper: train again or take the shipped ones"
         ) from error
-    return made
+    return replace(made, calibration=calibration)
+
+
+def _calibration(path: Path, header: Mapping[str, Any]) -> Calibration:
+    """What the header says; without a word nothing is fitted."""
+    if "calibration" not in header:
+        return Calibration(is_fitted=False)
+    try:
+        return from_dict(Calibration, header["calibration"])
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{path} was calibrated by another version of ciper ({error}); calibrate again with "
+            "this version (ciper calibrate)"
+        ) from error
 
 
 def _ciper_model(
@@ -76,7 +96,6 @@ def _ciper_model(
         network=network,
         model_name=name,
         model_hash=weights_hash(weights, described),
-        calibration=from_dict(Calibration, header.get("calibration", {})),
         device=device,
         header=header,
     )
@@ -93,7 +112,6 @@ def _paper_model(
         model_name=name,
         # What a file was trained on decides what its photos and chips are cut to.
         model_hash=weights_hash(weights, {"paper": described, "origin": origin}),
-        calibration=from_dict(Calibration, header.get("calibration", {})),
         device=device,
         header=header,
         origin=None if origin is None else from_dict(Origin, origin),

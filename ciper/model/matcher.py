@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ciper.logits import logsumexp
 from ciper.model.decoder import COARSE, FINE, WINDOW_CELLS, Windows
 from ciper.model.network import GroundCode, Network
 from ciper.model.refine import log_cell_mass, window_candidates
 from ciper.pose_grid import NUM_COARSE, NUM_FINE, window_cells, window_steps
 
 Float = NDArray[np.float32]
-Float64 = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 Int = NDArray[np.int64]
 
 CHIPS_AT_ONCE = 512
@@ -50,6 +52,7 @@ class Evidence:
         -inf.
     says_heading: whether headings differ in their evidence at all.
     visible_share: of the horizon, 0 to 1, that the photo sees.
+    side_share: see `Refinement`; None for logits that know nothing within a coarse cell.
     """
 
     coarse: Float
@@ -60,6 +63,7 @@ class Evidence:
     fine: Float
     says_heading: bool = True
     visible_share: float = 1.0
+    side_share: Float | None = None
 
 
 @torch.inference_mode()
@@ -153,37 +157,33 @@ def _average(logits: Float) -> Float:
     """Log of the mean likelihood over the first axis."""
     if len(logits) == 1:
         return np.asarray(logits[0])
-    peak = logits.max(0)
-    return np.asarray(peak + np.log(np.exp(logits - peak).mean(0)), dtype=np.float32)
+    return np.asarray(logsumexp(logits, axis=0) - np.log(len(logits)), dtype=np.float32)
 
 
 def best_poses(volume: Float, config: MatchConfig) -> tuple[Int, Int, Int, Int]:
     """The highest coarse cells that are apart from each other: chip, heading, row, column."""
     flat = volume.ravel()
-    num_candidates = min(flat.size, 40 * config.num_windows)
+    # As many as modes of that width can hide, and some more.
+    per_pose = 10 * config.apart_cells**2 * config.apart_headings // 2
+    num_candidates = min(flat.size, per_pose * config.num_windows)
     candidates = np.argpartition(flat, -num_candidates)[-num_candidates:]
     candidates = candidates[np.isfinite(flat[candidates])]
     candidates = candidates[np.argsort(-flat[candidates], kind="stable")]
-    poses = np.stack(np.unravel_index(candidates, volume.shape), axis=1)
+    left = np.stack(np.unravel_index(candidates, volume.shape), axis=1)
     chosen: list[Int] = []
-    for pose in poses:
-        if len(chosen) == config.num_windows:
-            break
-        if not any(_is_close(pose, other, config) for other in chosen):
-            chosen.append(pose)
+    while len(chosen) < config.num_windows and len(left):
+        chosen.append(left[0])
+        left = left[~_are_close(left, left[0], config)]
     chip, heading, row, column = np.array(chosen, dtype=np.int64).reshape(-1, 4).T
     return chip, heading, row, column
 
 
-def _is_close(a: Int, b: Int, config: MatchConfig) -> bool:
-    turn = abs(int(a[1]) - int(b[1]))
-    turn = min(turn, COARSE.num_headings - turn)
-    return bool(
-        a[0] == b[0]
-        and turn < config.apart_headings
-        and abs(a[2] - b[2]) < config.apart_cells
-        and abs(a[3] - b[3]) < config.apart_cells
-    )
+def _are_close(poses: Int, pose: Int, config: MatchConfig) -> NDArray[np.bool_]:
+    """`(N,)` which of some poses `(N, 4)` are not apart from another one `(4,)`."""
+    chip, turn, row, column = np.abs(poses - pose).T
+    turn = np.minimum(turn, COARSE.num_headings - turn)
+    is_near = (row < config.apart_cells) & (column < config.apart_cells)
+    return np.asarray((chip == 0) & (turn < config.apart_headings) & is_near)
 
 
 def possible_cells(
@@ -201,7 +201,7 @@ def possible_cells(
     return np.asarray(row_ok[:, :, None] & column_ok[:, None, :] & on_imagery)
 
 
-def window_poses(evidence: Evidence) -> tuple[Float64, Float64, Float64]:
+def window_poses(evidence: Evidence) -> tuple[Floats, Floats, Floats]:
     """The poses of the fine cells of W windows, in their chip of 128 m.
 
     Returns:
@@ -216,7 +216,7 @@ def window_poses(evidence: Evidence) -> tuple[Float64, Float64, Float64]:
     )
 
 
-def best_pose(evidence: Evidence) -> tuple[int, Float64]:
+def best_pose(evidence: Evidence) -> tuple[int, Floats]:
     """The chip of the highest fine cell, and the mean pose of the 3 x 3 x 3 cells about it.
 
     Returns:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from math import exp, isclose, log
+from math import exp, isfinite, log
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,7 +24,7 @@ from ciper.gallery.shards import AerialCodes
 from ciper.model.matcher import Evidence, match
 from ciper.model.network import GroundCode, Network
 from ciper.model.paper import PaperGround
-from ciper.pose_grid import NUM_COARSE
+from ciper.pose_grid import NUM_COARSE, snapped
 
 Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
@@ -33,7 +33,7 @@ PhotoCode = GroundCode | PaperGround
 
 
 @dataclass(frozen=True)
-class Shape:
+class PosteriorShape:
     """How a posterior is shaped out of logits, see `Posterior.from_logits`."""
 
     coarse_temperature: float = 1.0
@@ -42,25 +42,47 @@ class Shape:
     floor: float = 0.01
 
 
+# Numbers that a confidence rests on, see `localize.confidence_features`.
+NUM_FEATURES = 4
+
+
 @dataclass(frozen=True)
 class Calibration:
     """What turns logits into probabilities; fitted on validation cities, never on test ones.
 
     `wide` shapes the posteriors of full panoramas, `narrow` those of photos that see a quarter of
     the horizon or less. `confidence` and `in_gallery` are the weights of two logistic models on
-    (1, `localize.confidence_features`). The last three are for models of set prediction: what
-    multiplies a cosine similarity, and the standard deviations of a hypothesis (per axis).
+    (1, `localize.confidence_features`). The next three are for models of set prediction: what
+    multiplies a cosine similarity, and the standard deviations of a hypothesis (per axis). Where
+    nothing `is_fitted` these are numbers to start from, and none of them is a confidence.
+
+    Raises:
+        ConfigError: weights for other features, or a scale or spread that is none.
     """
 
-    wide: Shape = field(default_factory=Shape)
-    narrow: Shape = field(default_factory=Shape)
-    confidence: tuple[float, ...] = (0.0, 1.0, 0.0, 0.0, 0.0)
-    in_gallery: tuple[float, ...] = (2.0, 0.0, 0.0, 0.0, 0.0)
+    wide: PosteriorShape = field(default_factory=PosteriorShape)
+    narrow: PosteriorShape = field(default_factory=PosteriorShape)
+    confidence: tuple[float, ...] = (0.0, 1.0, *(0.0,) * (NUM_FEATURES - 1))
+    in_gallery: tuple[float, ...] = (2.0, *(0.0,) * NUM_FEATURES)
     similarity_scale: float = 20.0
     position_sigma_m: float = 4.0
     heading_sigma_deg: float = 6.0
+    is_fitted: bool = True
 
-    def shape(self, visible_share: float) -> Shape:
+    def __post_init__(self) -> None:
+        for name in ("confidence", "in_gallery"):
+            if len(getattr(self, name)) != 1 + NUM_FEATURES:
+                raise ConfigError(
+                    f"calibration.{name} has {len(getattr(self, name))} weights; expected "
+                    f"{1 + NUM_FEATURES}"
+                )
+        for name in ("similarity_scale", "position_sigma_m", "heading_sigma_deg"):
+            if not (isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ConfigError(
+                    f"calibration.{name} is {getattr(self, name):g}; expected a number above 0"
+                )
+
+    def shape(self, visible_share: float) -> PosteriorShape:
         """The shape for photos that see a share of the horizon, 0 to 1.
 
         Between a quarter and the whole all parameters go with the logarithm of the share; what
@@ -75,7 +97,7 @@ class Calibration:
                 return float(steps[0] * wide + steps[1] * narrow)
             return exp(steps[0] * log(wide) + steps[1] * log(narrow))
 
-        return Shape(**{f.name: between(f.name) for f in fields(Shape)})
+        return PosteriorShape(**{f.name: between(f.name) for f in fields(PosteriorShape)})
 
 
 @dataclass(frozen=True)
@@ -182,6 +204,20 @@ class Model(ABC):
         return False
 
     @property
+    def limits(self) -> tuple[str, ...]:
+        """What whoever reads its answers must know."""
+        if self.calibration.is_fitted:
+            return ()
+        return (
+            f"the model {self.model_name!r} is not calibrated: its radii and probabilities are "
+            "rough, and no confidence is stated; see ciper calibrate",
+        )
+
+    def misfit(self, camera: Camera) -> str | None:
+        """Why photos of a camera are not what it was trained on, if that is so."""
+        return None
+
+    @property
     def canvas(self) -> CanvasSpec:
         """The ground input's geometry."""
         config = self.config
@@ -201,11 +237,11 @@ class Model(ABC):
         Raises:
             ConfigError: chips or strides of other sizes.
         """
-        wanted_m = self.chip_m
-        if not (_is_same(chip_m, wanted_m) and _is_same(stride_m, wanted_m / 2)):
+        wanted_m = (self.chip_m, self.chip_m / 2)
+        if (snapped(chip_m, wanted_m[0]), snapped(stride_m, wanted_m[1])) != wanted_m:
             raise ConfigError(
                 f"chips of {chip_m:g} m every {stride_m:g} m do not suit the model "
-                f"{self.model_name!r}; expected chips of {wanted_m:g} m every {wanted_m / 2:g} m"
+                f"{self.model_name!r}; expected chips of {wanted_m[0]:g} m every {wanted_m[1]:g} m"
             )
 
     def views(
@@ -224,6 +260,12 @@ class Model(ABC):
         spec = canvas_spec_for(camera, self.canvas)
         views = [to_canvas(pixels, c, spec=spec) for c in assumed_cameras(camera)]
         return np.stack([canvas for canvas, _ in views]), np.stack([seen for _, seen in views])
+
+    def encode_photo(
+        self, pixels: NDArray[np.uint8], camera: Camera, *, heading_deg: float | None = None
+    ) -> PhotoCode:
+        """Codes of a photo's `views`: one, or one per field of view that it may have."""
+        return self.encode_photos(*self.views(pixels, camera, heading_deg=heading_deg))
 
     @abstractmethod
     def encode(self, chips: NDArray[np.uint8], valid: Bool) -> AerialCodes:
@@ -342,7 +384,3 @@ def to_half(tensor: torch.Tensor) -> NDArray[np.float16]:
     """As galleries keep it."""
     half: NDArray[np.float16] = tensor.to(torch.float16).cpu().numpy()
     return half
-
-
-def _is_same(one_m: float, other_m: float) -> bool:
-    return isclose(one_m, other_m, rel_tol=1e-6)

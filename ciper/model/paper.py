@@ -33,7 +33,8 @@ class PaperConfig:
     ours. The descriptor is a token ("token", of the trunk's width) or the mean of two linear heads
     of `descriptor_dim` numbers ("released"). `descriptor_from` and `pose_from` name the tokens
     that serve retrieval and pose; exchanged, they are the paper's swap. `chip_px` pixels of `gsd`
-    metres make a chip; the canvas is the ground input (see `data.preprocess`).
+    metres make a chip (VIGOR's 640 px of 0.111 m, its cities' mean, as 512); the canvas is the
+    ground input (see `data.preprocess`).
     """
 
     encoder: Literal["vit", "stem"] = "vit"
@@ -45,7 +46,7 @@ class PaperConfig:
     descriptor_from: TokenName = "class_token"
     pose_from: TokenName = "pose_token"
     chip_px: int = 512
-    gsd: float = 0.142
+    gsd: float = 0.13875
     canvas_height_px: int = 256
     canvas_width_px: int = 1024
     elevation_top_deg: float = 90.0
@@ -91,10 +92,15 @@ RELEASED = PaperConfig(
 
 @dataclass(frozen=True)
 class PaperGround:
-    """What is kept of a photo: `descriptor (B, D)` of unit length and `pose_token (B, C)`."""
+    """What is kept of a photo.
+
+    `descriptor (B, D)` of unit length, `pose_token (B, C)`, and the `visible_share (B,)` of the
+    horizon that it sees.
+    """
 
     descriptor: Tensor
     pose_token: Tensor
+    visible_share: Tensor
 
 
 @dataclass(frozen=True)
@@ -162,7 +168,8 @@ class PaperNetwork(nn.Module):
 
     def encode_ground(self, canvas: Tensor, is_visible: Tensor) -> PaperGround:
         """`(B, h, w, 3)` uint8 and `(B, h, w)` bool to a `PaperGround`."""
-        return self.ground_code(self.ground_tokens(normalise(canvas, is_visible)))
+        tokens = self.ground_tokens(normalise(canvas, is_visible))
+        return self.ground_code(tokens, is_visible.any(1).float().mean(1))
 
     def encode_aerial(self, chip: Tensor, is_valid: Tensor) -> PaperAerial:
         """`(B, H, W, 3)` uint8 and `(B, H, W)` bool to a `PaperAerial`."""
@@ -187,10 +194,10 @@ class PaperNetwork(nn.Module):
         """`(B, H, W, 4)` normalised chip and validity to tokens and patches."""
         return self.encoder.encode_aerial(resize(image, (self.config.chip_px,) * 2))
 
-    def ground_code(self, tokens: Tokens) -> PaperGround:
-        """What is kept of a photo's tokens."""
+    def ground_code(self, tokens: Tokens, visible_share: Tensor) -> PaperGround:
+        """What is kept of photos' tokens and the shares `(B,)` of the horizon that they see."""
         descriptor = F.normalize(self.ground_features(tokens).float(), dim=-1)
-        return PaperGround(descriptor, getattr(tokens, self.config.pose_from))
+        return PaperGround(descriptor, getattr(tokens, self.config.pose_from), visible_share)
 
     def aerial_code(self, tokens: Tokens) -> PaperAerial:
         """What is kept of a chip's tokens."""

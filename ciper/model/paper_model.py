@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.special import logsumexp
 
 from ciper.camera import Camera
 from ciper.gallery.shards import AerialCodes
+from ciper.logits import logsumexp
 from ciper.model.hypotheses import PoseSet, Spread, best_chips, evidence_of
 from ciper.model.matcher import Evidence
 from ciper.model.model import (
@@ -62,6 +62,21 @@ class PaperModel(Model):
         """Whether it was trained on panoramas with north in their middle."""
         return not self.says_heading
 
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """As `Model.limits`."""
+        own = () if self.origin is None else self.origin.limits
+        return (*(f"the model {self.model_name!r} {limit}" for limit in own), *super().limits)
+
+    def misfit(self, camera: Camera) -> str | None:
+        """As `Model.misfit`; a converted network sees every photo in the shape of its own."""
+        if self.origin is None or self.origin.suits(camera):
+            return None
+        return (
+            f"the model {self.model_name!r} was trained on {self.origin.photos}; another photo is "
+            "squeezed into their shape, and its answer means little"
+        )
+
     def views(
         self, pixels: NDArray[np.uint8], camera: Camera, *, heading_deg: float | None = None
     ) -> Images:
@@ -78,6 +93,16 @@ class PaperModel(Model):
         squeezed = Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)
         canvases = np.array([np.asarray(squeezed)])
         return canvases, np.ones(canvases.shape[:3], dtype=np.bool_)
+
+    def encode_photo(
+        self, pixels: NDArray[np.uint8], camera: Camera, *, heading_deg: float | None = None
+    ) -> PaperGround:
+        """As `Model.encode_photo`; a squeezed photo does not show how much it sees."""
+        code = self.encode_photos(*self.views(pixels, camera, heading_deg=heading_deg))
+        if self.origin is None:
+            return code
+        share = torch.full_like(code.visible_share, min(camera.hfov_deg / 360.0, 1.0))
+        return replace(code, visible_share=share)
 
     @torch.inference_mode()
     def encode(self, chips: NDArray[np.uint8], valid: Bool) -> AerialCodes:
@@ -109,16 +134,14 @@ class PaperModel(Model):
     ) -> Evidence:
         """As `Model.match`: the mixture of the hypotheses in the most similar chips."""
         assert isinstance(code, PaperGround)
-        references = np.asarray(features.read_descriptors())[:, 0].astype(np.float64)
-        queries = code.descriptor.double().cpu().numpy()
-        logit = self.calibration.similarity_scale * references @ queries.T - np.log(len(queries))
+        logit = self.calibration.similarity_scale * self.cosine(code, features)
         of_chip = logsumexp(logit, axis=1)
         if has_imagery is None:
             has_imagery = np.ones((len(of_chip), NUM_COARSE, NUM_COARSE), dtype=np.bool_)
         chosen = best_chips(of_chip, NUM_DECODED, log_prior=log_prior)
         # Of a decoded chip each view brings its own hypotheses, at its own share of the mass.
         share = logit[chosen] - of_chip[chosen, None]
-        return evidence_of(
+        evidence = evidence_of(
             of_chip,
             self.decode(code, chosen, features, share),
             self.spread,
@@ -126,6 +149,12 @@ class PaperModel(Model):
             coarse_m=self.chip_m / CELLS_PER_CHIP,
             log_prior=log_prior,
         )
+        return replace(evidence, visible_share=float(code.visible_share.mean()))
+
+    def cosine(self, code: PaperGround, features: ChipFeatures) -> NDArray[np.float64]:
+        """Similarity `(R, M)` of R chips to the M views of a photo."""
+        references = np.asarray(features.read_descriptors())[:, 0].astype(np.float64)
+        return np.asarray(references @ code.descriptor.double().cpu().numpy().T)
 
     @property
     def spread(self) -> Spread:
@@ -145,10 +174,8 @@ class PaperModel(Model):
             features: of the chips.
             log_share: `(U, M)` of each view in a chip's mass.
         """
-        views = [
-            PaperGround(code.descriptor[i : i + 1], code.pose_token[i : i + 1])
-            for i in range(len(code.pose_token))
-        ]
+        one_by_one = zip(code.descriptor, code.pose_token, code.visible_share, strict=True)
+        views = [PaperGround(*(value[None] for value in view)) for view in one_by_one]
         weights, poses = [], []
         for start in range(0, len(chips), DECODED_AT_ONCE):
             part = slice(start, start + DECODED_AT_ONCE)

@@ -12,7 +12,7 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ _DAMAGE = (
     ValueError,
     zipfile.BadZipFile,
 )
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _ASKED_FOR = re.compile(r"\b(?:GLOBAL|class) ([\w.]+)")
 
 
@@ -58,6 +59,37 @@ def load_pickle(path: Path) -> Any:
         raise CheckpointError(
             f"{path}: is no complete .pth checkpoint ({reason}); fetch it again."
         ) from error
+
+
+def check_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuses tensors that are no plain weights, or that a small file makes large.
+
+    A pickle may hold sparse and nested tensors, tensors without data, and views that repeat a few
+    numbers for ever: what would be done with them fails somewhere, or takes all memory.
+
+    Raises:
+        CheckpointError: one is not dense, not on the CPU, of an unusual type, or has more numbers
+            than the file.
+    """
+    num_needed, num_held = 0, {}
+    for name, value in tensors.items():
+        is_dense = value.layout == torch.strided and not value.is_nested
+        if not is_dense or value.device.type != "cpu" or value.dtype not in FLOATING:
+            kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+            raise CheckpointError(
+                f"{path}: {name!r} is a {kind} {value.device.type} tensor of "
+                f"{str(value.dtype).removeprefix('torch.')}; expected dense ones of floating "
+                "numbers: ask its author for a clean file."
+            )
+        storage = value.untyped_storage()
+        num_held[storage.data_ptr()] = storage.nbytes()
+        num_needed += value.numel() * value.element_size()
+        if num_needed > sum(num_held.values()):
+            raise CheckpointError(
+                f"{path}: {name!r} has more numbers than the file holds, shape "
+                f"{tuple(value.shape)}; expected every number once: ask its author for a clean "
+                "file."
+            )
 
 
 def _refusal(path: Path, message: str) -> str:

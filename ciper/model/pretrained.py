@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ciper.checkpoint import find_weights, load_checkpoint, weights_of
+from ciper.checkpoint import find_weights, is_checkpoint, load_checkpoint, weights_of
 from ciper.errors import CheckpointError, ConfigError
 from ciper.model.efficient import EfficientStem
 from ciper.model.lite import lite_weights, load_lite
@@ -39,11 +39,16 @@ def initialise(network: nn.Module, init: str, *, seed: int = 0) -> Initialisatio
         DependencyError: the package with the stem's weights is not installed.
     """
     if init == "random":
+        if any(isinstance(m, EfficientStem) and m.is_frozen for m in network.modules()):
+            raise ConfigError(
+                'init is "random", and num_frozen_stages is above 0: stages that chance made would '
+                'never learn; expected init="stem" or a file of weights, or num_frozen_stages=0'
+            )
         return Initialisation(init)
     if init == "stem":
         return _init_stems(network)
     path = _find(init)
-    if _is_checkpoint(path):
+    if is_checkpoint(path):
         return _init_from_checkpoint(network, path)
     if isinstance(network, PaperNetwork) and isinstance(network.encoder, VitPair):
         config = network.config
@@ -102,18 +107,3 @@ def _init_stems(network: nn.Module) -> Initialisation:
         taken=tuple(key for key in owned if key not in is_made),
         made=tuple(key for key in owned if key in is_made),
     )
-
-
-def _is_checkpoint(path: Path) -> bool:
-    """Whether CIPER wrote the file; other safetensors files lack our header."""
-    if path.suffix != ".safetensors":
-        return False
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return "ciper" in (file.metadata() or {})
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path}: is not a complete safetensors file ({error}); fetch or write it again."
-        ) from error

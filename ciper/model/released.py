@@ -9,7 +9,6 @@ width as 1 to 4, aerial square.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,9 +18,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ciper.camera import Camera
 from ciper.errors import CheckpointError, ConfigError
+from ciper.model.beside import said_beside, whole_number
 from ciper.model.paper import PaperConfig, PaperNetwork
-from ciper.model.pickles import load_pickle
+from ciper.model.pickles import check_tensors, load_pickle
 from ciper.model.two_way import PoseDecoderConfig
 from ciper.model.vit import VitConfig
 
@@ -36,6 +37,8 @@ NUM_TOKENS: Literal[3] = 3  # class, distillation and pose token
 NUM_HEADS, NUM_DECODER_HEADS = 6, 8
 GROUND_ASPECT = 4
 NUM_SHOWN = 3
+# Fields of view that pass for KITTI's 81 and Ford's 80 deg; 60 to 90 is what an unknown one may be.
+HFOVS_DEG = (60.0, 100.0)
 
 
 @dataclass(frozen=True)
@@ -43,16 +46,46 @@ class Origin:
     """What a converted file was trained on, which decides how photos are shown to it.
 
     `side_m` is a chip's side. Photos enter whole, squeezed to the network's ground image. A network
-    that was trained on panoramas with north in their middle says nothing of the heading.
+    that was trained on panoramas with north in their middle says nothing of the heading. Its chips
+    had been turned to within `heading_range_deg` of the photo's heading; 180 is any heading.
     """
 
     dataset: Dataset
     side_m: float
+    heading_range_deg: float = 180.0
 
     @property
     def says_heading(self) -> bool:
         """Whether headings varied in its training."""
         return self.dataset != "vigor"
+
+    @property
+    def photos(self) -> str:
+        """Of what kind its training had them."""
+        return "full panoramas" if self.dataset == "vigor" else "photos about 80 deg wide"
+
+    def suits(self, camera: Camera) -> bool:
+        """Whether a camera's photos look like those of its training."""
+        if self.dataset == "vigor":
+            return camera.is_full_circle
+        narrowest, widest = HFOVS_DEG
+        return camera.projection == "pinhole" and narrowest <= camera.hfov_deg <= widest
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What its answers cannot tell, after "the model ..."."""
+        if not self.says_heading:
+            return (
+                "says nothing of headings, they are null; it takes the middle of a panorama for "
+                "north unless its heading is told",
+            )
+        if self.heading_range_deg < 180:
+            return (
+                f"was trained on chips turned to within {self.heading_range_deg:g} deg of the "
+                "photo's heading; chips of a gallery are north up, so that it knows only photos "
+                f"that look north to within {self.heading_range_deg:g} deg",
+            )
+        return ()
 
 
 @dataclass(frozen=True)
@@ -78,13 +111,14 @@ def read_released(path: Path, *, side_m: float) -> Released:
     held = load_pickle(path)
     tensors = _tensors_of(path, held)
     try:
-        config = _config_of(_Sizes(path, tensors), _said(path), side_m)
+        config = _config_of(_Sizes(path, tensors), said_beside(path), side_m)
+        _check_names(path, tensors, config)
     except ConfigError as error:
         raise CheckpointError(
             f"{path}: {error}. Say what its tensors do not in a config.json beside it "
             '({"num_heads": ...}).'
         ) from error
-    _check_names(path, tensors, config)
+    _check_values(path, tensors)
     epoch = held.get("epoch")
     return Released(
         config=config,
@@ -100,15 +134,20 @@ def _tensors_of(path: Path, held: object) -> dict[str, Tensor]:
             f'{path}: holds no weights under "model"; expected a checkpoint of the authors\' code.'
         )
     for name, value in tensors.items():
-        if not (isinstance(name, str) and isinstance(value, Tensor) and value.is_floating_point()):
+        if not (isinstance(name, str) and isinstance(value, Tensor)):
             raise CheckpointError(
                 f"{path}: {name!r} is no tensor of weights; expected names and tensors alone."
             )
+    check_tensors(path, tensors)
+    return tensors
+
+
+def _check_values(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    for name, value in tensors.items():
         if not bool(value.isfinite().all()):
             raise CheckpointError(
                 f"{path}: {name} holds values that are not finite; take another checkpoint."
             )
-    return tensors
 
 
 # ------------------------------------------------------------------------------------------ sizes
@@ -165,7 +204,7 @@ def _config_of(sizes: _Sizes, said: Mapping[str, Any], side_m: float) -> PaperCo
         patch_px=patch_px,
         width=width,
         depth=found["num_enc_layers"],
-        num_heads=_whole(sizes.path, said, "num_heads", NUM_HEADS),
+        num_heads=whole_number(sizes.path, said, "num_heads", NUM_HEADS),
         mlp_ratio=found["mlp_ratio"],
         num_tokens=NUM_TOKENS,
         is_shared=False,
@@ -226,22 +265,6 @@ def _aerial_px(sizes: _Sizes, said: Mapping[str, Any], patch_px: int) -> int:
 # ------------------------------------------------------------------------------------ config.json
 
 
-def _said(path: Path) -> Mapping[str, Any]:
-    """What a config.json beside the file says; nothing if there is none."""
-    beside = path.with_name("config.json")
-    if not beside.is_file():
-        return {}
-    try:
-        said = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{beside}: is not JSON ({error}); correct it or move it away."
-        ) from error
-    if not isinstance(said, dict):
-        raise CheckpointError(f"{beside}: expected an object; correct it or move it away.")
-    return said
-
-
 def _image_px(path: Path, said: Mapping[str, Any], name: str, num_px: int) -> tuple[int, int]:
     """A said `(height, width)` that has the pixels which the tensors ask for."""
     size = said[name]
@@ -252,15 +275,6 @@ def _image_px(path: Path, said: Mapping[str, Any], name: str, num_px: int) -> tu
             f"[height, width] of {num_px} pixels in all."
         )
     return size[0], size[1]
-
-
-def _whole(path: Path, said: Mapping[str, Any], name: str, default: int) -> int:
-    value = said.get(name, default)
-    if type(value) is not int or value < 1:
-        raise CheckpointError(
-            f"{path.with_name('config.json')}: {name} is {value!r}; expected a whole number."
-        )
-    return value
 
 
 def _check_said(path: Path, said: Mapping[str, Any], found: Mapping[str, int]) -> None:

@@ -16,11 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ciper.checkpoint import read_safetensors
 from ciper.errors import CheckpointError
-from ciper.model.pickles import load_pickle
+from ciper.model.beside import said_beside, whole_number
+from ciper.model.pickles import check_tensors, load_pickle
 from ciper.model.vit import Vit, VitPair
 
 _PATCHES = "patch_embed.proj.weight"
+HEAD_WIDTH = 64
 # LayerScale's names within a block, in timm's two families, with the layer that it scales.
 LAYER_SCALES = {
     "ls1.gamma": "attn.proj",
@@ -62,8 +65,9 @@ def init_from_timm(
     LayerScale is folded into the layers that it scales, exactly. The file's square grid of
     positions is resampled to each view's, patches to our patch size. Tokens that the file does not
     have, and their positions, start as copies of the class token's with a tenth of its spread as
-    noise: equal tokens would stay equal. Further blocks, heads and registers are left out. Heads
-    of 64 numbers are assumed, as all DeiT and DINO have them: no file tells.
+    noise: equal tokens would stay equal. Further blocks, heads and registers are left out. No file
+    tells into how many heads its attention is split: all DeiT and DINO have heads of 64 numbers,
+    another file must say `num_heads` in a config.json beside it.
 
     Args:
         pair: the transformers.
@@ -101,15 +105,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file cannot be read or does not hold tensors by name.
     """
-    content: object = _read_safetensors(path) if _is_safetensors(path) else load_pickle(path)
+    is_safetensors = path.suffix == ".safetensors"
+    content: object = read_safetensors(path) if is_safetensors else load_pickle(path)
     for key in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     items = content.items() if isinstance(content, Mapping) else ()
-    tensors = {name: value.float() for name, value in items if isinstance(value, Tensor)}
+    found = {name: value for name, value in items if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in found.items() if value.is_floating_point()}
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensors by name; expected a state dict of timm's.")
-    return tensors
+    check_tensors(path, tensors)
+    return {name: value.float() for name, value in tensors.items()}
 
 
 def fold_layer_scale(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -259,7 +266,26 @@ def _check_architecture(tensors: Mapping[str, Tensor], vit: Vit, path: Path) -> 
     if width != wanted:
         raise CheckpointError(
             f"{path}: is {width} wide; expected {wanted}: set paper.vit.width={width} with "
-            f"num_heads={width // 64}, and paper.decoder.width, or take another file."
+            f"num_heads={width // HEAD_WIDTH}, and paper.decoder.width, or take another file."
+        )
+    for name in ("dist_token", "pos_embed"):
+        if name in tensors and tensors[name].shape[-1] != width:
+            raise CheckpointError(
+                f"{path}: {name} is {tensors[name].shape[-1]} wide; expected {width}, as its class "
+                "token: fetch it again."
+            )
+    num_heads = whole_number(path, said_beside(path), "num_heads", max(1, width // HEAD_WIDTH))
+    wanted_heads = vit.blocks[0].attn.num_heads
+    if num_heads != wanted_heads:
+        raise CheckpointError(
+            f"{path}: is taken to have {num_heads} heads; expected {wanted_heads}: set "
+            f"paper.vit.num_heads={num_heads}, or say its num_heads in a config.json beside it."
+        )
+    patches = tensors[_PATCHES].shape
+    if len(patches) != 4 or patches[1] != 3 or patches[2] != patches[3]:
+        raise CheckpointError(
+            f"{path}: {_PATCHES} has shape {tuple(patches)}; expected square patches of three "
+            "colours: take a file for RGB images."
         )
     known = {name for name, _ in vit.blocks[0].named_parameters()} | set(LAYER_SCALES)
     blocks = [_in_block(name) for name in tensors if name.startswith("blocks.")]
@@ -304,19 +330,3 @@ def _report(
         made=tuple(name for name in owned if name not in used),
         left_out=tuple(name for name in tensors if name not in used),
     )
-
-
-def _is_safetensors(path: Path) -> bool:
-    return path.suffix == ".safetensors"
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path}: is not a complete safetensors file ({error}); fetch it again."
-        ) from error

@@ -100,7 +100,7 @@ class StudyConfig:
     lrs: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
     batch_size: int = 32
     num_shortlist: int = 10
-    num_matched: int = 96
+    num_matched: int = 48
     grid: GridConfig = field(default_factory=GridConfig)
 
     def __post_init__(self) -> None:

@@ -16,6 +16,8 @@ from ciper.camera import Camera
 from ciper.data.augment import pinhole_mask
 from ciper.data.poses import PhotoPose, read_poses
 from ciper.data.preprocess import read_photo
+from ciper.errors import OutputError, PoseTableError
+from ciper.files import written_whole
 from ciper.geo import GeoImage, LocalFrame
 from ciper.localize import Localizer, Match
 from ciper.metrics import pose_errors, ranks_from_similarity, recall_at_k, recall_within
@@ -23,9 +25,10 @@ from ciper.model.load import Model
 from ciper.model.model import ChipFeatures, PhotoCode
 from ciper.posterior import Places, Posterior
 from ciper.prior import Heading, Prior
-from ciper.study.cells import CellResult, CellStore, GridCell
-from ciper.study.config import Condition
+from ciper.study.cells import GridCell
+from ciper.study.config import Condition, GridConfig
 from ciper.study.measuring import pose_figures
+from ciper.study.store import CellResult, CellStore
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -35,14 +38,18 @@ MAX_PINHOLE_DEG = 120
 CLOUD_RADIUS_M = 12.0
 CLOUD_GREY, OBSTACLE_GREY = 225, 96
 KNOWN_SIGMA_DEG = 1.0
-GSD = 0.5
+# Every purpose of a photo has random numbers of its own, so that cells are paired: what is guessed
+# about its heading does not depend on what hides it.
+OCCLUSION, GUESS, OWN_CHIP = range(3)
 
 
 @dataclass(frozen=True)
 class Shot:
     """One photo of a simulated city as a canvas, and where it was taken."""
 
-    pose: PhotoPose
+    lat: float
+    lon: float
+    heading_deg: float
     canvas: Image
     is_visible: Mask
 
@@ -75,7 +82,8 @@ class Grid:
         in_chip = pose_errors([a.in_chip for a in asked], [(0.0, 0.0, 0.0)] * len(asked))
         whole = pose_errors([a.whole for a in asked], [(0.0, 0.0, 0.0)] * len(asked))
         metrics = {
-            "retrieval_recall@1": recall_at_k(for_ranks, 1),
+            "retrieval_recall@1": float(np.mean([a.is_retrieved for a in asked])),
+            "matched_recall@1": recall_at_k(for_ranks, 1),
             **pose_figures(in_chip),
             "end_to_end_recall@1m": recall_within(whole.position_m, 1.0),
             "end_to_end_recall@5m": recall_within(whole.position_m, 5.0),
@@ -87,21 +95,24 @@ class Grid:
         return result
 
     def _ask(self, localizer: Localizer, cell: GridCell, index: int, shot: Shot) -> Asked:
-        rng = np.random.default_rng([cell.city_seed, index])
+        def rng(purpose: int) -> np.random.Generator:
+            return np.random.default_rng([cell.city_seed, index, purpose])
+
         canvas, is_visible = narrowed(shot, cell.hfov_deg)
-        canvas = hide_columns(canvas, is_visible, cell.condition.photo_hidden, rng)
+        canvas = hide_columns(canvas, is_visible, cell.condition.photo_hidden, rng(OCCLUSION))
         code = self.model.encode_photos(canvas[None], is_visible[None])
-        heading = guessed_heading(shot.pose, cell.heading_prior_deg, rng)
+        heading = guessed_heading(shot.heading_deg, cell.heading_prior_deg, rng(GUESS))
         found = localizer.match(code, heading=heading)
         score = np.full(len(localizer.gallery), -np.inf)
         score[found.chips] = chip_scores(found)
-        true_chip = localizer.gallery.nearest_chips(lat=[shot.pose.lat], lon=[shot.pose.lon])
-        in_chip = match_in_chip(localizer, code, shot.pose, heading, rng)
+        true_chip = localizer.gallery.nearest_chips(lat=[shot.lat], lon=[shot.lon])
+        in_chip = match_in_chip(localizer, code, shot, heading, rng(OWN_CHIP))
         self.progress(cell.title, index + 1, self.config.num_photos)
         return Asked(
+            is_retrieved=bool(localizer.retrieve(code, 1)[0][0] == true_chip[0]),
             rank=int(ranks_from_similarity(score[None], true_chip)[0]),
-            whole=_error(localizer.judge(found)[0], shot.pose),
-            in_chip=_error(localizer.judge(in_chip)[0], shot.pose),
+            whole=_error(localizer.judge(found)[0], shot),
+            in_chip=_error(localizer.judge(in_chip)[0], shot),
         )
 
     def _open_gallery(self, seed: int, condition: Condition) -> Localizer:
@@ -112,19 +123,27 @@ class Grid:
         if condition.dates_apart == 1 and not condition.aerial_hidden:
             raster = self._city(seed) / "aerial.tif"
         elif not raster.exists():
-            write_imagery(raster, seed, self.config.size_m, condition)
+            write_imagery(raster, seed, self.config, condition)
         gallery = self.cache / f"{self._name(seed)}-{words}-{self.model.model_hash[:12]}"
         chip_m = self.model.chip_m
         build_index([raster], gallery, self.model, IndexOptions(chip_m, chip_m / 2))
         return Localizer(gallery, self.model)
 
     def _read_shots(self, seed: int) -> tuple[Shot, ...]:
-        shots = []
-        for pose in read_poses(self._city(seed) / "poses.csv"):
-            pixels = read_photo(pose.photo)
-            canvases, visible = self.model.views(pixels, pose_camera(pose, pixels))
-            shots.append(Shot(pose, canvases[0], visible[0]))
-        return tuple(shots)
+        table = self._city(seed) / "poses.csv"
+        return tuple(self._read_shot(pose, table) for pose in read_poses(table))
+
+    def _read_shot(self, pose: PhotoPose, table: Path) -> Shot:
+        if pose.heading_deg is None or pose.hfov_deg is None:
+            raise PoseTableError(
+                f"{table} does not know heading_deg and hfov_deg of {pose.photo.name}; expected a "
+                f"simulated city's table: delete {table.parent}, it is made anew"
+            )
+        pixels = read_photo(pose.photo)
+        height_px, width_px = pixels.shape[:2]
+        camera = Camera("equirectangular", height_px, width_px, pose.hfov_deg)
+        canvases, visible = self.model.views(pixels, camera)
+        return Shot(pose.lat, pose.lon, pose.heading_deg, canvases[0], visible[0])
 
     def _city(self, seed: int) -> Path:
         from ciper.simulate import SimulateConfig, simulate
@@ -132,7 +151,10 @@ class Grid:
         folder = self.cache / self._name(seed)
         if not folder.exists():
             config = SimulateConfig(
-                seed=seed, size_m=self.config.size_m, num_photos=self.config.num_photos, gsd=GSD
+                seed=seed,
+                size_m=self.config.size_m,
+                num_photos=self.config.num_photos,
+                gsd=self.config.gsd,
             )
             simulate(folder, config, progress=self.progress)
         return folder
@@ -140,16 +162,19 @@ class Grid:
     def _name(self, seed: int) -> str:
         from ciper.city.parts import CITY_VERSION
 
-        return f"{seed}-{self.config.size_m:g}m-{self.config.num_photos}p-v{CITY_VERSION}"
+        config = self.config
+        return f"{seed}-{config.size_m:g}m-{config.gsd:g}-{config.num_photos}p-v{CITY_VERSION}"
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What one photo found: rank of its true chip, and answers in metres from the true position.
+    """What one photo found.
 
-    `whole` and `in_chip` are (x_m, y_m, heading error in degrees).
+    Whether descriptors name its true chip first, that chip's rank by evidence for poses, and the
+    answers `whole` and `in_chip`: (x_m, y_m) from the true position, heading error in degrees.
     """
 
+    is_retrieved: bool
     rank: int
     whole: tuple[float, float, float]
     in_chip: tuple[float, float, float]
@@ -162,21 +187,15 @@ def _of_imagery(condition: Condition) -> Condition:
     return condition
 
 
-def _error(posterior: Posterior, truth: PhotoPose) -> tuple[float, float, float]:
+def _error(posterior: Posterior, truth: Shot) -> tuple[float, float, float]:
     pose = posterior.places.pose(posterior.mode)
     frame = LocalFrame(lat=truth.lat, lon=truth.lon)
     x_m, y_m = frame.to_local(lat=pose.lat, lon=pose.lon)
-    return float(x_m), float(y_m), pose.heading_deg - (truth.heading_deg or 0.0)
-
-
-def pose_camera(pose: PhotoPose, pixels: Image) -> Camera:
-    """The full panorama's camera."""
-    height_px, width_px = pixels.shape[:2]
-    return Camera("equirectangular", height_px, width_px, pose.hfov_deg or 360.0)
+    return float(x_m), float(y_m), pose.heading_deg - truth.heading_deg
 
 
 def guessed_heading(
-    pose: PhotoPose, half_width_deg: int, rng: np.random.Generator
+    heading_deg: float, half_width_deg: int, rng: np.random.Generator
 ) -> Heading | None:
     """A prior about a guess that is uniformly wrong by up to `half_width_deg`; None for 180.
 
@@ -184,7 +203,7 @@ def guessed_heading(
     """
     if half_width_deg >= 180:
         return None
-    guess = (pose.heading_deg or 0.0) + rng.uniform(-half_width_deg, half_width_deg)
+    guess = heading_deg + rng.uniform(-half_width_deg, half_width_deg)
     return Heading(guess % 360.0, max(half_width_deg / math.sqrt(3), KNOWN_SIGMA_DEG))
 
 
@@ -202,7 +221,7 @@ def chip_scores(found: Match) -> NDArray[np.float64]:
 def match_in_chip(
     localizer: Localizer,
     code: PhotoCode,
-    pose: PhotoPose,
+    shot: Shot,
     heading: Heading | None,
     rng: np.random.Generator,
 ) -> Match:
@@ -210,7 +229,7 @@ def match_in_chip(
     model, gallery = localizer.model, localizer.gallery
     quarter_m = model.chip_px * model.gsd / 4
     x_m, y_m = rng.uniform(-quarter_m, quarter_m, 2)
-    lat, lon = LocalFrame(lat=pose.lat, lon=pose.lon).to_geographic(x=[x_m], y=[y_m])
+    lat, lon = LocalFrame(lat=shot.lat, lon=shot.lon).to_geographic(x=[x_m], y=[y_m])
     pixels, is_valid = gallery.read_area(
         lat=float(lat[0]), lon=float(lon[0]), size_px=model.chip_px, gsd=gallery.header.gsd
     )
@@ -271,26 +290,42 @@ def hide_discs(image: Image, share: float, radius_px: float, rng: np.random.Gene
     return changed
 
 
-def write_imagery(path: Path, seed: int, size_m: float, condition: Condition) -> None:
-    """The aerial image of a simulated city under a condition, as GeoTIFF.
+def write_imagery(path: Path, seed: int, config: GridConfig, condition: Condition) -> None:
+    """The aerial image of a simulated city under a condition, as GeoTIFF; whole or not at all.
 
     Photos are taken one change after the city's first date (see `ciper.simulate`); imagery of that
     same date, or of a line of changes of its own, is none or several changes away from them.
+
+    Raises:
+        OutputError: it cannot be written.
     """
-    from ciper.city.aerial import aerial_image, write_geotiff
+    from ciper.city.aerial import write_geotiff
+
+    image = imagery(seed, config, condition)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as unfinished:
+            write_geotiff(unfinished, image)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error}); free some space") from error
+
+
+def imagery(seed: int, config: GridConfig, condition: Condition) -> GeoImage:
+    """What `write_imagery` writes."""
+    from ciper.city.aerial import aerial_image
     from ciper.city.layout import at_other_date, make_city
     from ciper.simulate import place_on_earth
 
-    city = make_city(seed, size_m)
+    city = make_city(seed, config.size_m)
     if condition.dates_apart == 0:
         city = at_other_date(city, seed)
     for number in range(1, condition.dates_apart):
         city = at_other_date(city, seed + number)
     rng = np.random.default_rng([seed, 0])
-    image: GeoImage = aerial_image(city, place_on_earth(seed), GSD, rng)
+    image: GeoImage = aerial_image(city, place_on_earth(seed), config.gsd, rng)
     if condition.aerial_hidden:
         has_imagery = image.array.any(-1, keepdims=True)
-        hidden = hide_discs(image.array, condition.aerial_hidden, CLOUD_RADIUS_M / GSD, rng)
+        radius_px = CLOUD_RADIUS_M / config.gsd
+        hidden = hide_discs(image.array, condition.aerial_hidden, radius_px, rng)
         image = replace(image, array=hidden * has_imagery)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_geotiff(path, image)
+    return image

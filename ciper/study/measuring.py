@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,7 +15,6 @@ from torch import Tensor
 from ciper.metrics import (
     PoseErrors,
     baseline_answers,
-    one_percent,
     pose_errors,
     pose_metrics,
     ranks_from_similarity,
@@ -23,14 +22,14 @@ from ciper.metrics import (
     recall_within,
 )
 from ciper.model.decoder import COARSE, FINE, TemplateSpec
-from ciper.model.matcher import Evidence, MatchConfig, match
+from ciper.model.matcher import Evidence, MatchConfig, best_pose, match, window_poses
 from ciper.model.network import AerialCode, GroundCode, Network
 from ciper.model.paper import PaperAerial, PaperGround, PaperNetwork
 from ciper.model.two_way import hypothesis_poses
-from ciper.pose_grid import NUM_COARSE, NUM_FINE, window_cells, window_steps
+from ciper.pose_grid import NUM_COARSE
 from ciper.prior import Heading
 from ciper.study.cells import Setting
-from ciper.study.pairs import ALIGNED_REACH_M, CHIP_PX, Gallery, StudyPairs
+from ciper.study.pairs import ALIGNED_REACH_M, Gallery, StudyPairs, as_pinhole
 
 Floats = NDArray[np.floating[Any]]
 StudyNetwork = Network | PaperNetwork
@@ -40,8 +39,8 @@ ENCODED_AT_ONCE = 32
 # A canvas turns by whole columns of 0.7 deg.
 ALIGNED_SIGMA_DEG = 0.5
 IMPOSSIBLE = -1e4
-# Of one chip few modes need a closer look.
-ONE_CHIP = MatchConfig(num_windows=4)
+# Chips that a set decoder meets at a time.
+DECODED_AT_ONCE = 64
 POSE_FIGURES = ("mean_m", "median_m", "recall@1m", "recall@5m", "heading_median_deg")
 
 
@@ -69,13 +68,15 @@ def evaluation(network: StudyNetwork) -> Iterator[torch.device]:
         network.train(was_training)
 
 
-def measure_pose(network: StudyNetwork, pairs: StudyPairs) -> dict[str, float]:
-    """Figures of the poses found in the true chips of all photos."""
+def measure_pose(
+    network: StudyNetwork, pairs: StudyPairs, *, is_pinhole: bool = False
+) -> dict[str, float]:
+    """Figures of the poses found in the true chips of all photos, panoramas or pinhole views."""
     setting = pairs.setting
     found, true = [], []
     with evaluation(network) as device:
         for batch in pairs.fixed(ENCODED_AT_ONCE):
-            moved = batch.to(device)
+            moved = (as_pinhole(batch) if is_pinhole else batch).to(device)
             ground = network.encode_ground(moved.canvas, moved.is_visible)
             aerial = network.encode_aerial(moved.chip, moved.is_valid)
             found.append(predict_poses(network, ground, aerial, setting))
@@ -137,9 +138,14 @@ def find_pose(
         aerial.coarse,
         lambda used: fine[torch.from_numpy(used).to(fine.device)],
         log_prior=None if setting == "unknown" else aligned_prior(len(aerial.coarse)),
-        config=ONE_CHIP,
+        config=MatchConfig(num_windows=num_windows(len(aerial.coarse))),
     )
-    return best_pose(evidence, setting)
+    return best_pose(with_setting(evidence, setting))
+
+
+def num_windows(num_chips: int) -> int:
+    """How many modes of some chips get a closer look: of one chip few need it."""
+    return max(4, 3 * num_chips)
 
 
 def _poses(pose: Tensor, network: PaperNetwork) -> Floats:
@@ -147,28 +153,14 @@ def _poses(pose: Tensor, network: PaperNetwork) -> Floats:
     return np.asarray(poses.cpu().numpy(), dtype=np.float64)
 
 
-def best_pose(evidence: Evidence, setting: Setting = "unknown") -> tuple[int, Floats]:
-    """The highest fine cell's chip, and the mean pose of the 3 x 3 x 3 cells about it."""
-    rows, columns = window_cells(evidence.row), window_cells(evidence.column)
-    y_m = (NUM_FINE / 2 - 0.5 - rows) * FINE.cell_m
-    x_m = (columns - NUM_FINE / 2 + 0.5) * FINE.cell_m
-    # Headings run on beyond 360: their mean is taken over neighbours.
-    turn_deg = window_steps(evidence.heading) * FINE.heading_step_deg
-    logits = evidence.fine.astype(np.float64)
-    if setting == "aligned":
-        logits = logits + _log_aligned(turn_deg, FINE)[:, :, None, None]
-        logits = logits + _log_near(y_m, FINE)[:, None, :, None]
-        logits = logits + _log_near(x_m, FINE)[:, None, None, :]
-    window, *best = (int(i) for i in np.unravel_index(logits.argmax(), logits.shape))
-    box = tuple(slice(max(i - 1, 0), i + 2) for i in best)
-    weights = np.exp(logits[window][box] - logits[window][tuple(best)])
-    weights /= weights.sum()
-    pose = [
-        weights.sum((0, 1)) @ x_m[window][box[2]],
-        weights.sum((0, 2)) @ y_m[window][box[1]],
-        (weights.sum((1, 2)) @ turn_deg[window][box[0]]) % 360.0,
-    ]
-    return int(evidence.chip[window]), np.array(pose)
+def with_setting(evidence: Evidence, setting: Setting) -> Evidence:
+    """Evidence on fine cells, weighed by what the setting says."""
+    if setting == "unknown":
+        return evidence
+    x_m, y_m, heading_deg = window_poses(evidence)
+    fine = evidence.fine + _log_aligned(heading_deg, FINE)[:, :, None, None]
+    fine = fine + _log_near(y_m, FINE)[:, None, :, None] + _log_near(x_m, FINE)[:, None, None, :]
+    return replace(evidence, fine=fine.astype(np.float32))
 
 
 def aligned_prior(num_chips: int) -> NDArray[np.float32]:
@@ -244,23 +236,60 @@ def similarity(ground: GroundCode | PaperGround, aerial: AerialCode | PaperAeria
     return np.asarray(places.amax(-1).cpu().numpy(), dtype=np.float64)
 
 
-def retrieval_figures(similarities: Floats, true_chip: NDArray[np.int64]) -> dict[str, float]:
-    """Recalls of the true chips."""
-    ranks = ranks_from_similarity(similarities, true_chip)
-    return {
-        "retrieval_recall@1": recall_at_k(ranks, 1),
-        "retrieval_recall@5": recall_at_k(ranks, 5),
-        "retrieval_recall@1%": recall_at_k(ranks, one_percent(similarities.shape[1])),
-    }
+def pose_evidence(
+    network: StudyNetwork, ground: GroundCode | PaperGround, aerial: AerialCode | PaperAerial
+) -> Floats:
+    """`(R,)` what the pose decoder says of each chip, whatever the pose; to one photo.
+
+    That is the log evidence of all its poses, or the logit of the most confident hypothesis.
+    """
+    if isinstance(network, PaperNetwork):
+        assert isinstance(ground, PaperGround)
+        assert isinstance(aerial, PaperAerial)
+        parts = aerial.patches.split(DECODED_AT_ONCE)
+        logit = torch.cat([network.decode(ground, part).logit.amax(1) for part in parts])
+        return np.asarray(logit.float().cpu().numpy(), dtype=np.float64)
+    assert isinstance(ground, GroundCode)
+    assert isinstance(aerial, AerialCode)
+    fine = aerial.fine
+    evidence = match(
+        network,
+        ground,
+        aerial.coarse,
+        lambda used: fine[torch.from_numpy(used).to(fine.device)],
+        config=MatchConfig(num_windows=1),
+    )
+    logits = evidence.coarse.reshape(len(evidence.coarse), -1).astype(np.float64)
+    return np.asarray(np.logaddexp.reduce(logits, axis=1))
+
+
+def recall_of_first(scores: Floats, true_chip: NDArray[np.int64]) -> float:
+    """Share of photos whose true chip has the highest score: `(N, R)` and `(N,)`."""
+    return recall_at_k(ranks_from_similarity(scores, true_chip), 1)
 
 
 def measure_retrieval(
-    network: StudyNetwork, pairs: StudyPairs, gallery: Gallery
+    network: StudyNetwork, pairs: StudyPairs, gallery: Gallery, *, num_matched: int = 0
 ) -> dict[str, float]:
-    """Recalls over the chips of all cities together."""
+    """Recalls over the chips of all cities together.
+
+    Args:
+        network: that is measured.
+        pairs: whose photos are searched for.
+        gallery: of the same cities.
+        num_matched: how many of the photos are held against all chips by their pose evidence, too;
+            they are spread evenly.
+    """
     photos = encode_photos(network, pairs, gallery)
     aerial = encode_gallery(network, gallery)
-    return retrieval_figures(similarity(photos.code, aerial), photos.true_chip)
+    true = photos.true_chip
+    figures = {"retrieval_recall@1": recall_of_first(similarity(photos.code, aerial), true)}
+    if num_matched:
+        chosen = np.unique(np.linspace(0, len(true) - 1, num_matched).round().astype(np.int64))
+        with evaluation(network):
+            scores = [pose_evidence(network, take(photos.code, i, i + 1), aerial) for i in chosen]
+        figures["matched_recall@1"] = recall_of_first(np.stack(scores), true[chosen])
+    return figures
 
 
 def measure_search(
@@ -286,18 +315,19 @@ def measure_search(
     photos = encode_photos(finder, pairs, gallery)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :num_shortlist]
     centres, cities = gallery.centre_m.numpy(), gallery.city.numpy()
-    answers = np.empty((len(order), 3))
+    answers, chosen = np.empty((len(order), 3)), np.empty(len(order), dtype=np.int64)
     with evaluation(finder):
         for i, shortlist in enumerate(order):
             best, pose = find_pose(finder, take(photos.code, i, i + 1), pick(chips, shortlist))
-            chip = shortlist[best]
+            chip = chosen[i] = shortlist[best]
             is_city = cities[chip] == photos.city[i]
             answers[i] = (*(centres[chip] + pose[:2]), pose[2]) if is_city else np.nan
             progress(i + 1, len(order))
     truth = np.column_stack([photos.camera_m, photos.heading_deg])
     errors = pose_errors(answers, truth)
     return {
-        **retrieval_figures(scores, asked.true_chip),
+        "retrieval_recall@1": recall_of_first(scores, asked.true_chip),
+        "chosen_recall@1": float((chosen == asked.true_chip).mean()),
         "end_to_end_recall@1m": recall_within(errors.position_m, 1.0),
         "end_to_end_recall@5m": recall_within(errors.position_m, 5.0),
     }
@@ -314,8 +344,7 @@ def baselines(
     With an aligned heading both know the heading, as every network then could.
     """
     truth = np.concatenate([batch.pose.numpy() for batch in pairs.fixed(ENCODED_AT_ONCE)])
-    is_aligned = pairs.setting == "aligned"
-    reach_m = ALIGNED_REACH_M if is_aligned else CHIP_PX * pairs.config.gsd / 4
+    is_aligned, reach_m = pairs.setting == "aligned", pairs.reach_m
     answers = baseline_answers(
         len(truth),
         bounds_m=(-reach_m, -reach_m, reach_m, reach_m),
@@ -328,5 +357,6 @@ def baselines(
         figures[name] = {
             **pose_figures(pose_errors(answer, truth)),
             "retrieval_recall@1": 1.0 / num_references,
+            "matched_recall@1": 1.0 / num_references,
         }
     return figures

@@ -11,12 +11,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ciper.data.augment import pinhole_mask
 from ciper.data.sample import Batch
-from ciper.data.synthetic import RenderedCity, SyntheticConfig, SyntheticPairs
+from ciper.data.synthetic import (
+    CHIP_PX,
+    RenderedCity,
+    SyntheticConfig,
+    SyntheticPairs,
+    cut_chip,
+)
 from ciper.study.cells import Setting
 
 ALIGNED_REACH_M = 20.0
-CHIP_PX = 256
+# A level 4:3 photo in the middle of ordinary cameras.
+PINHOLE_DEG, PINHOLE_ASPECT = 75.0, 4 / 3
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,11 @@ class StudyPairs(SyntheticPairs):
     ) -> None:
         super().__init__(cities, config, seed)
         self.setting = setting
+
+    @property
+    def reach_m(self) -> float:
+        """How far the camera lies from the chip's centre at most, east and north."""
+        return reach_of(self.setting, self.config.gsd)
 
     def batch(self, step: int, size: int, *, narrow_share: float | None = None) -> Batch:
         """As of every training, then aligned if the setting says so."""
@@ -93,47 +106,20 @@ class StudyPairs(SyntheticPairs):
             camera_m=torch.tensor([x_m, y_m], dtype=torch.float32),
         )
 
-    def _chip(
-        self, aerial: NDArray[np.uint8], x_m: float, y_m: float, rng: np.random.Generator
-    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_], tuple[float, float], tuple[float, float]]:
-        """Cuts a chip so that the camera lies uniformly about its centre, as the setting wants.
 
-        Returns:
-            Chip, validity, the camera from the chip's centre, the chip's centre in the city.
-        """
-        gsd = self.config.gsd
-        reach_m = ALIGNED_REACH_M if self.setting == "aligned" else CHIP_PX * gsd / 4
-        x, y = x_m + rng.uniform(-reach_m, reach_m), y_m + rng.uniform(-reach_m, reach_m)
-        chip, is_valid, centre = cut_chip(aerial, x, y, gsd)
-        return chip, is_valid, (x_m - centre[0], y_m - centre[1]), centre
+def reach_of(setting: Setting, gsd: float) -> float:
+    """How far a camera lies from its chip's centre at most, east and north."""
+    return ALIGNED_REACH_M if setting == "aligned" else CHIP_PX * gsd / 4
+
+
+def centre_recall(setting: Setting, gsd: float, within_m: float = 5.0) -> float:
+    """Share of cameras within some metres of their chip's centre: a disc in a square."""
+    return math.pi * within_m**2 / (2.0 * reach_of(setting, gsd)) ** 2
 
 
 def _centres(length_m: float, stride_m: float) -> NDArray[np.float64]:
     """Centres of the stretches that cover a length; the last may reach beyond it."""
     return np.asarray((np.arange(math.ceil(length_m / stride_m)) + 0.5) * stride_m)
-
-
-def cut_chip(
-    aerial: NDArray[np.uint8], x_m: float, y_m: float, gsd: float
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_], tuple[float, float]]:
-    """The chip about the pixel corner next to a point of the city; 0 beyond the imagery.
-
-    Args:
-        aerial: `(H, W, 3)`, row 0 = north.
-        x_m: east of the imagery's south-west corner.
-        y_m: north of it.
-        gsd: of the imagery.
-
-    Returns:
-        Chip, where it is valid, and its centre in metres.
-    """
-    height, width = aerial.shape[:2]
-    left, top = round(x_m / gsd) - CHIP_PX // 2, round(height - y_m / gsd) - CHIP_PX // 2
-    rows, columns = np.arange(top, top + CHIP_PX), np.arange(left, left + CHIP_PX)
-    is_valid = ((rows >= 0) & (rows < height))[:, None] & (columns >= 0) & (columns < width)
-    chip = aerial[rows.clip(0, height - 1)[:, None], columns.clip(0, width - 1)]
-    centre = ((left + CHIP_PX / 2) * gsd, (height - top - CHIP_PX / 2) * gsd)
-    return chip * is_valid[..., None], is_valid, centre
 
 
 def _stacked(items: Sequence[Batch]) -> Batch:
@@ -158,6 +144,16 @@ def aligned(batch: Batch) -> Batch:
         is_visible=batch.is_visible.transpose(1, 2)[rows, columns].transpose(1, 2).contiguous(),
         pose=pose,
     )
+
+
+def as_pinhole(batch: Batch) -> Batch:
+    """The same panoramas as a pinhole camera would see them."""
+    height, width = batch.canvas.shape[1:3]
+    is_seen = torch.from_numpy(
+        pinhole_mask(height, width, hfov_deg=PINHOLE_DEG, aspect=PINHOLE_ASPECT, pitch_deg=0.0)
+    )
+    is_visible = batch.is_visible & is_seen
+    return replace(batch, canvas=batch.canvas * is_visible[..., None], is_visible=is_visible)
 
 
 def study_cache(cache: Path, config: SyntheticConfig) -> Path:

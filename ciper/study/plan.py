@@ -2,30 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-
-import numpy as np
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from ciper.study.cells import (
     DECODERS,
     SETTINGS,
+    STARTS,
     Cell,
-    CellStore,
     Decoder,
     GridCell,
+    RealCell,
     SearchCell,
     Setting,
+    Start,
     SwapCell,
     Task,
     TrainingCell,
+    Variant,
 )
 from ciper.study.config import Condition, Part, StudyConfig
+from ciper.study.store import CellResult, CellStore
 
 USUAL = Condition("one date apart")
 # The fields of view at which part e asks.
 CONDITION_HFOVS_DEG = (360, 90)
 UNKNOWN_HEADING_DEG = 180
+# Decoders with a long training; the refined one is compared at the usual budget only.
+CURVE_DECODERS: tuple[Decoder, ...] = ("authors", "text", "one_way", "ours")
+TEXT, OURS = Variant("text"), Variant("ours")
+
+
+@dataclass(frozen=True)
+class Means:
+    """What there is to measure with.
+
+    Attributes:
+        model_hash: of the model of parts d and e; None without them.
+        photos_hash: of the real photos of part f; None without them.
+        refusals: starts of part f that cannot be had, and why.
+    """
+
+    model_hash: str | None = None
+    photos_hash: str | None = None
+    refusals: Mapping[Start, str] = field(default_factory=dict)
 
 
 class Plan:
@@ -34,122 +54,131 @@ class Plan:
     Args:
         store: the finished cells; from those of the learning rates follow the others.
         parts: that are wanted.
-        model_hash: of the model of parts d and e; None without them.
+        means: what there is to measure with.
     """
 
-    def __init__(self, store: CellStore, parts: Sequence[Part], model_hash: str | None) -> None:
-        self.store, self.parts, self.model_hash = store, parts, model_hash
+    def __init__(self, store: CellStore, parts: Sequence[Part], means: Means | None = None) -> None:
+        self.store, self.parts, self.means = store, parts, means or Means()
         self.config: StudyConfig = store.config
 
     def cells(self) -> Iterator[Cell]:
-        """All cells that can be named by now; of a training that others wait for, first."""
+        """All cells that can be named by now, each once; what others wait for comes first."""
         makers: dict[Part, Callable[[], Iterator[Cell]]] = {
             "a": self._decoders,
             "b": self._tokens,
             "c": self._tasks,
             "d": self.grid,
             "e": self.conditions,
+            "f": self._starts,
         }
+        known: set[Cell] = set()
         for part in self.parts:
-            yield from makers[part]()
+            for cell in makers[part]():
+                if cell not in known:
+                    known.add(cell)
+                    yield cell
 
     def missing(self) -> Iterator[Cell]:
-        """Those that are not finished."""
-        return (cell for cell in self.cells() if self.store.result(cell) is None)
+        """Those that are neither finished nor refused."""
+        return (
+            cell
+            for cell in self.cells()
+            if self.store.result(cell) is None and not self._is_refused(cell)
+        )
+
+    def _is_refused(self, cell: Cell) -> bool:
+        return isinstance(cell, TrainingCell) and cell.variant.start in self.means.refusals
 
     @property
     def is_trained(self) -> bool:
         """Whether any part trains networks."""
-        return bool(set(self.parts) & {"a", "b", "c"})
+        return bool(set(self.parts) & {"a", "b", "c", "f"})
 
     def num_pairs(self) -> int:
         """Pairs of all trainings of the parts, finished or not."""
-        config, count = self.config, 0
-        per_decoder = len(config.lrs) * config.lr_pairs
-        usual = config.num_seeds * config.num_pairs
-        if "a" in self.parts:
-            count += len(DECODERS) * (len(SETTINGS) * (per_decoder + usual) + config.curve_pairs)
-        elif "b" in self.parts:
-            count += per_decoder + usual
-        if "b" in self.parts:
-            count += usual
-        if "c" in self.parts:
-            count += usual + (0 if "a" in self.parts else per_decoder + usual)
-        return count
+        cells = _Rehearsal(self.store, self.parts, self.means).cells()
+        return sum(cell.num_pairs for cell in cells if isinstance(cell, TrainingCell))
+
+    # ------------------------------------------------------------------------------ learning rates
+
+    def rate_cells(self, variant: Variant) -> list[TrainingCell]:
+        """The short trainings that choose a learning rate."""
+        pairs = self.config.lr_pairs
+        return [TrainingCell(variant, pairs, lr, is_tested=False) for lr in self.config.lrs]
+
+    def rates(self, variant: Variant) -> dict[float, CellResult] | None:
+        """What the short trainings say by learning rate; None before all are finished."""
+        results = {cell.lr: self.store.result(cell) for cell in self.rate_cells(variant)}
+        found = {lr: result for lr, result in results.items() if result is not None}
+        return found if len(found) == len(results) else None
+
+    def lr(self, variant: Variant) -> float | None:
+        """The learning rate with the most photos within 5 m on validation, then by the median.
+
+        A mean error would reward answering the chip's centre. None before it is known, or where
+        every rate diverged.
+        """
+        rates = self.rates(variant) or {}
+        scores = {
+            lr: (-r.metrics["validation_recall@5m"], r.metrics["validation_median_m"])
+            for lr, r in rates.items()
+            if not r.has_diverged
+        }
+        return min(scores, key=lambda lr: scores[lr]) if scores else None
 
     # ------------------------------------------------------------------------------------ trainings
 
-    def rate_cells(self, decoder: Decoder, setting: Setting) -> list[TrainingCell]:
-        """The short trainings that choose a learning rate."""
-        pairs = self.config.lr_pairs
-        return [
-            TrainingCell(decoder, pairs, lr, setting=setting, is_tested=False)
-            for lr in self.config.lrs
-        ]
-
-    def lr(self, decoder: Decoder, setting: Setting) -> float | None:
-        """The learning rate with the smallest mean error on validation; None before it is known."""
-        cells = self.rate_cells(decoder, setting)
-        results = [self.store.result(cell) for cell in cells]
-        errors = [r.metrics.get("validation_mean_m", np.inf) for r in results if r is not None]
-        return cells[int(np.argmin(errors))].lr if len(errors) == len(cells) else None
-
     def runs(
-        self,
-        decoder: Decoder,
-        *,
-        setting: Setting = "unknown",
-        task: Task = "both",
-        num_tokens: int = 2,
+        self, variant: Variant, *, task: Task = "both", num_tokens: int = 2
     ) -> list[TrainingCell]:
         """The trainings of all seeds; none before the learning rate is known.
 
         A network for a single task sees half the pairs: the two together see as many as one for
         both. It and the one-token network take the learning rate of the one for both tasks.
         """
-        lr = self.lr(decoder, setting)
+        lr = self.lr(variant)
         if lr is None:
             return []
         pairs = self.config.num_pairs if task == "both" else self.config.num_pairs // 2
-        first = TrainingCell(decoder, pairs, lr, setting=setting, task=task, num_tokens=num_tokens)
+        first = TrainingCell(variant, pairs, lr, task=task, num_tokens=num_tokens)
         return [replace(first, seed=seed) for seed in range(self.config.num_seeds)]
 
     def curve_cell(self, decoder: Decoder) -> TrainingCell | None:
         """The one long training, with an unknown heading."""
-        lr, config = self.lr(decoder, "unknown"), self.config
+        variant, config = Variant(decoder), self.config
+        lr = self.lr(variant)
         if lr is None:
             return None
-        return TrainingCell(decoder, config.curve_pairs, lr, num_checks=config.num_checks)
+        return TrainingCell(variant, config.curve_pairs, lr, num_checks=config.num_checks)
 
     def _decoders(self) -> Iterator[Cell]:
         for setting in SETTINGS:
-            for decoder in DECODERS:
-                yield from self.rate_cells(decoder, setting)
+            variants = decoder_variants(setting)
+            for variant in variants:
+                yield from self.rate_cells(variant)
             # One seed of all decoders after the other: a study that is stopped compares them.
-            runs = [self.runs(decoder, setting=setting) for decoder in DECODERS]
+            runs = [self.runs(variant) for variant in variants]
             for same_seed in zip(*(r for r in runs if r), strict=True):
                 yield from same_seed
-        for decoder in DECODERS:
+        for decoder in CURVE_DECODERS:
             cell = self.curve_cell(decoder)
             if cell is not None:
                 yield cell
 
     def _tokens(self) -> Iterator[Cell]:
-        yield from self.rate_cells("text", "unknown")
-        yield from self.runs("text")
-        yield from self.runs("text", num_tokens=1)
+        yield from self.rate_cells(TEXT)
+        yield from self.runs(TEXT)
+        yield from self.runs(TEXT, num_tokens=1)
         yield from self.swaps()
 
-    def swaps(self) -> Iterator[SwapCell]:
+    def swaps(self) -> list[SwapCell]:
         """The two-token networks with their tokens exchanged, as far as they are trained."""
-        for cell in self.runs("text"):
-            if self._has_weights(cell):
-                yield SwapCell(cell)
+        return [SwapCell(cell) for cell in self.runs(TEXT) if self._has_weights(cell)]
 
     def _tasks(self) -> Iterator[Cell]:
-        yield from self.rate_cells("ours", "unknown")
+        yield from self.rate_cells(OURS)
         for task in ("both", "retrieval", "pose"):
-            yield from self.runs("ours", task=task)
+            yield from self.runs(OURS, task=task)
         for first, second, num_shortlist in self.ways():
             yield from self.searches(first, second, num_shortlist)
 
@@ -163,12 +192,28 @@ class Plan:
             ("retrieval", "pose", several),
         )
 
-    def searches(self, first: Task, second: Task, num_shortlist: int) -> Iterator[SearchCell]:
+    def searches(self, first: Task, second: Task, num_shortlist: int) -> list[SearchCell]:
         """The searches of all seeds, as far as their networks are trained."""
-        pairs = zip(self.runs("ours", task=first), self.runs("ours", task=second), strict=True)
-        for retrieval, pose in pairs:
-            if self._has_weights(retrieval) and self._has_weights(pose):
-                yield SearchCell(retrieval, pose, num_shortlist)
+        pairs = zip(self.runs(OURS, task=first), self.runs(OURS, task=second), strict=True)
+        return [
+            SearchCell(retrieval, pose, num_shortlist)
+            for retrieval, pose in pairs
+            if self._has_weights(retrieval) and self._has_weights(pose)
+        ]
+
+    def _starts(self) -> Iterator[Cell]:
+        for variant in start_variants():
+            yield from self.rate_cells(variant)
+            yield from self.runs(variant)
+            yield from self.real_cells(variant)
+
+    def real_cells(self, variant: Variant) -> list[RealCell]:
+        """The real photos for all seeds, as far as their networks are trained."""
+        photos_hash = self.means.photos_hash
+        if photos_hash is None:
+            return []
+        runs = self.runs(variant)
+        return [RealCell(cell, photos_hash) for cell in runs if self._has_weights(cell)]
 
     def _has_weights(self, cell: TrainingCell) -> bool:
         result = self.store.result(cell)
@@ -178,11 +223,12 @@ class Plan:
 
     def grid_cells(self, hfov_deg: int, prior_deg: int, condition: Condition) -> list[GridCell]:
         """One cell of a grid: all its cities."""
-        if self.model_hash is None:
+        model_hash = self.means.model_hash
+        if model_hash is None:
             return []
         grid = self.config.grid
         seeds = range(grid.first_seed, grid.first_seed + grid.num_cities)
-        return [GridCell(self.model_hash, s, hfov_deg, prior_deg, condition) for s in seeds]
+        return [GridCell(model_hash, s, hfov_deg, prior_deg, condition) for s in seeds]
 
     def grid(self) -> Iterator[Cell]:
         """Field of view by heading prior."""
@@ -195,3 +241,21 @@ class Plan:
         for condition in (USUAL, *self.config.grid.conditions):
             for hfov_deg in CONDITION_HFOVS_DEG:
                 yield from self.grid_cells(hfov_deg, UNKNOWN_HEADING_DEG, condition)
+
+
+class _Rehearsal(Plan):
+    """The plan as if every first learning rate were the best: it names all trainings."""
+
+    def lr(self, variant: Variant) -> float | None:
+        return self.config.lrs[0]
+
+
+def decoder_variants(setting: Setting) -> tuple[Variant, ...]:
+    """The decoders that are compared in a setting."""
+    chosen = DECODERS if setting == "unknown" else CURVE_DECODERS
+    return tuple(Variant(decoder, setting) for decoder in chosen)
+
+
+def start_variants() -> tuple[Variant, ...]:
+    """Ours by its start; half of the photos are pinhole views, as the real ones are."""
+    return tuple(Variant("ours", start=start, is_mixed=True) for start in STARTS)

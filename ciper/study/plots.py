@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ciper.study.cells import DECODERS, Decoder
+from ciper.study.cells import Decoder
 from ciper.study.config import Part
-from ciper.study.tables import DECODER_NAMES, HEADS, SETTING_TITLES, Figures, Table, Tables
+from ciper.study.parts import DECODER_NAMES, SETTING_TITLES, Tables
+from ciper.study.plan import CURVE_DECODERS
+from ciper.study.tables import HEADS, Figures, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,24 +23,28 @@ COLORS: dict[Decoder, str] = {
     "text": "#e07a3f",
     "one_way": "#c9a227",
     "ours": "#1f6f8b",
+    "ours_refined": "#0b3c49",
 }
 BAR_COLOR = "#1f6f8b"
+CURVE = "a_decoder_unknown_curve"
 
 
 def draw_part(folder: Path, part: Part, tables: Tables) -> dict[str, str]:
     """Writes the plots of a part; returns their file names by the table that they belong to."""
     drawn: dict[str, str] = {}
     for table in tables.of(part):
-        figure = _new_figure()
+        figure, shown = _new_figure(), _bar_columns(table)
         if table.name == "d_grid":
             _draw_grid(figure, table, "end_to_end_recall@5m")
+        elif shown:
+            _draw_bars(figure, table, shown)
         else:
-            _draw_bars(figure, table)
+            continue
         drawn[table.name] = _save(figure, folder, table.name)
     if part == "a":
         name = _draw_curves(folder, tables)
         if name:
-            drawn["a_decoder_unknown_curve"] = name
+            drawn[CURVE] = name
     return drawn
 
 
@@ -53,10 +59,14 @@ def _save(figure: Figure, folder: Path, name: str) -> str:
     return f"{name}.png"
 
 
-def _draw_bars(figure: Figure, table: Table) -> None:
-    """One panel per kind of figure, a bar per row, the standard deviation as a whisker."""
+def _bar_columns(table: Table) -> list[str]:
+    """Which of a table's figures are drawn: those that any row has."""
     wanted = ("median_m", "retrieval_recall@1", "end_to_end_recall@5m")
-    shown = [n for n in wanted if n in table.columns and any(r.spread(n) for r in table.rows)]
+    return [n for n in wanted if n in table.columns and any(r.summary(n) for r in table.rows)]
+
+
+def _draw_bars(figure: Figure, table: Table, shown: Sequence[str]) -> None:
+    """One panel per kind of figure, a bar per row, the standard deviation as a whisker."""
     panels: Any = figure.subplots(1, len(shown), squeeze=False, sharey=True)
     labels = [", ".join(part for part in row.labels if part) for row in table.rows]
     for axes, name in zip(panels[0], shown, strict=True):
@@ -69,10 +79,10 @@ def _draw_bars(figure: Figure, table: Table) -> None:
 def _bars(axes: Axes, table: Table, name: str) -> None:
     factor = 100.0 if "recall" in name else 1.0
     for number, row in enumerate(table.rows):
-        spread = row.spread(name)
-        if spread is not None:
-            error = factor * spread.deviation if spread.num > 1 else None
-            axes.barh(number, factor * spread.mean, xerr=error, color=BAR_COLOR, capsize=3)
+        summary = row.summary(name)
+        if summary is not None:
+            error = factor * summary.deviation if summary.num > 1 else None
+            axes.barh(number, factor * summary.mean, xerr=error, color=BAR_COLOR, capsize=3)
     if "recall" in name:
         axes.set_xlim(0, 100)
     axes.set_xlabel(HEADS[name])
@@ -85,9 +95,9 @@ def _draw_grid(figure: Figure, table: Table, name: str) -> None:
     priors = list(dict.fromkeys(row.labels[1] for row in table.rows))
     values = np.full((len(views), len(priors)), np.nan)
     for row in table.rows:
-        spread = row.spread(name)
-        if spread is not None:
-            values[views.index(row.labels[0]), priors.index(row.labels[1])] = 100 * spread.mean
+        summary = row.summary(name)
+        if summary is not None:
+            values[views.index(row.labels[0]), priors.index(row.labels[1])] = 100 * summary.mean
     axes = figure.subplots()
     image = axes.imshow(values, vmin=0, vmax=100, cmap="viridis", aspect="auto")
     for (i, j), value in np.ndenumerate(values):
@@ -105,10 +115,12 @@ def _draw_grid(figure: Figure, table: Table, name: str) -> None:
 def _draw_curves(folder: Path, tables: Tables) -> str | None:
     """Validation error against pairs seen, of the long training of every decoder."""
     curves: dict[Decoder, list[tuple[int, float]]] = {}
-    for decoder in DECODERS:
+    for decoder in CURVE_DECODERS:
         cell = tables.plan.curve_cell(decoder)
         for result in tables.results([] if cell is None else [cell]):
-            curves[decoder] = [(pairs, figures["median_m"]) for pairs, figures in result.curve]
+            # A training that diverged early was never measured.
+            if result.curve:
+                curves[decoder] = [(pairs, figures["median_m"]) for pairs, figures in result.curve]
     if not curves:
         return None
     figure = _new_figure()
@@ -129,4 +141,4 @@ def _draw_curves(folder: Path, tables: Tables) -> str | None:
     axes.set_title(f"Decoder, {SETTING_TITLES['unknown']}", fontsize=10)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)
-    return _save(figure, folder, "a_decoder_unknown_curve")
+    return _save(figure, folder, CURVE)

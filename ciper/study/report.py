@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from ciper.study.cells import TrainingCell, hardware
+from ciper.study.cells import TrainingCell
 from ciper.study.config import Part
+from ciper.study.parts import DECODER_NAMES, SETTING_TITLES, Tables
 from ciper.study.plan import Plan
-from ciper.study.plots import draw_part
-from ciper.study.tables import DECODER_NAMES, SETTING_TITLES, Table, Tables
+from ciper.study.plots import CURVE, draw_part
+from ciper.study.tables import Summary, Table
 
+CURVE_TITLE = f"Learning curves, {SETTING_TITLES['unknown']}"
 PART_TITLES: dict[Part, str] = {
     "a": "(a) Decoder",
     "b": "(b) Tokens",
     "c": "(c) Joint training, single tasks, cascade",
     "d": "(d) Field of view and prior on the heading",
     "e": "(e) Aerial change and occlusion",
+    "f": "(f) Initialisation",
 }
 
 
@@ -32,10 +37,13 @@ def write_study(folder: Path, tables: Tables, parts: Sequence[Part]) -> Path:
         for table in made:
             table.write_csv(folder / f"{table.name}.csv")
             sections.append(_section(table, pictures.get(table.name)))
-        sections += [_curve(name, pictures[name]) for name in pictures if name.endswith("_curve")]
+        if CURVE in pictures:
+            sections.append(f"### {CURVE_TITLE}\n\n![{CURVE_TITLE}]({pictures[CURVE]})\n")
         if part == "a":
             sections += _ratios(tables)
-    sections.append(_costs(tables))
+        sections += [f"- {note}" for note in tables.notes(part)]
+        sections.append("")
+    sections.append(_costs(tables.plan))
     path = folder / "report.md"
     path.write_text("\n".join(sections), encoding="utf-8")
     return path
@@ -56,12 +64,15 @@ def _introduction(plan: Plan) -> str:
             f"Trained networks share one trunk (width {config.trunk.width}, transformer depth "
             f"{config.trunk.depth}), the same panoramas of {config.train.num_cities} procedural "
             f"cities of {config.train.city_m:g} m, augmentation and batches of "
-            f"{config.batch_size}. Learning rates are the best of "
-            f"{', '.join(f'{lr:g}' for lr in config.lrs)} on {config.validation.num_cities} "
-            f"validation cities after {config.lr_pairs:,} pairs. Test: "
+            f"{config.batch_size}. Learning rates are those of "
+            f"{', '.join(f'{lr:g}' for lr in config.lrs)} with the most photos within 5 m (then "
+            f"the smallest median error) on {config.validation.num_cities} validation cities "
+            f"after {config.lr_pairs:,} pairs. Test: "
             f"{config.test.num_cities} other cities with {config.test.photos_per_city} photos "
-            "each; retrieval over all their chips of 128 m at a stride of 64 m. A spread is the "
-            "standard deviation over seeds.\n"
+            "each; retrieval over all their chips of 128 m at a stride of 64 m: by descriptors "
+            f"(retrieval recall), and for {config.num_matched} of the photos by the evidence for "
+            "poses (matched recall). A spread is the standard deviation over seeds; trainings "
+            "that diverged have no figures and are counted beside.\n"
         )
     return "\n".join(lines)
 
@@ -71,46 +82,55 @@ def _section(table: Table, picture: str | None) -> str:
     return f"### {table.title}\n\n{table.meaning}\n\n{table.markdown()}\n{image}"
 
 
-def _curve(name: str, picture: str) -> str:
-    setting = "aligned" if "aligned" in name else "unknown"
-    title = f"Learning curves, {SETTING_TITLES['aligned' if setting == 'aligned' else 'unknown']}"
-    return f"### {title}\n\n![{title}]({picture})\n"
-
-
 def _ratios(tables: Tables) -> Iterator[str]:
     """How many times as large the others' median position errors are as ours."""
     for table in tables.of("a"):
-        spreads = {row.labels[0]: row.spread("median_m") for row in table.rows}
-        ours = spreads.pop(DECODER_NAMES["ours"], None)
+        medians = {row.labels[0]: row.summary("median_m") for row in table.rows}
+        ours = medians.pop(DECODER_NAMES["ours"], None)
         if ours is None or ours.mean <= 0:
             continue
         lines = [f"{table.title}: median position error as a multiple of ours:\n"]
-        for name, spread in spreads.items():
-            if spread is None or name.startswith("baseline"):
-                continue
-            gap = (spread.mean - spread.deviation) - (ours.mean + ours.deviation)
-            overlap = "spreads do not overlap" if gap > 0 else "spreads overlap"
-            note = f" ({overlap})" if min(spread.num, ours.num) > 1 else ""
-            lines.append(f"- {name}: {spread.mean / ours.mean:.2f} x{note}")
+        for name, other in medians.items():
+            if other is not None and not name.startswith("baseline"):
+                lines.append(f"- {name}: {other.mean / ours.mean:.2f} x{_overlap(other, ours)}")
         yield "\n".join(lines) + "\n"
 
 
-def _costs(tables: Tables) -> str:
-    """Time and hardware of all finished cells."""
-    plan = tables.plan
-    done = [(cell, plan.store.result(cell)) for cell in plan.cells()]
-    seconds = sum(result.seconds for _, result in done if result is not None)
-    pairs = sum(
-        cell.num_pairs
-        for cell, result in done
-        if result is not None and isinstance(cell, TrainingCell)
-    )
-    machine = hardware()
-    gpu = machine["gpu"] or "no GPU"
+def _overlap(one: Summary, other: Summary) -> str:
+    """Whether intervals of one standard deviation meet; nothing where either has no spread."""
+    if min(one.num, other.num) < 2:
+        return ""
+    is_apart = abs(one.mean - other.mean) > one.deviation + other.deviation
+    return " (spreads do not overlap)" if is_apart else " (spreads overlap)"
+
+
+def _costs(plan: Plan) -> str:
+    """Time of all finished cells, by the hardware that finished them."""
+    hours: defaultdict[str, float] = defaultdict(float)
+    pairs: Counter[str] = Counter()
+    for cell in plan.cells():
+        result = plan.store.result(cell)
+        if result is None:
+            continue
+        machine = _machine(result.hardware)
+        hours[machine] += result.seconds / 3600
+        pairs[machine] += cell.num_pairs if isinstance(cell, TrainingCell) else 0
+    lines = [
+        f"- {hours[machine]:.2f} hours for {pairs[machine]:,} training pairs and all evaluations "
+        f"on {machine}"
+        for machine in sorted(hours)
+    ]
+    done = "\n".join(lines) or "Nothing is finished yet."
     return (
-        "## Time and hardware\n\n"
-        f"{seconds / 3600:.2f} hours for the finished cells ({pairs:,} training pairs) on "
-        f"{machine['processor']}, {machine['num_threads']} threads, {gpu}; Python "
-        f"{machine['python']}, PyTorch {machine['torch']}, CIPER {machine['ciper']}. Every cell's "
-        "settings, figures, curve, seconds and hardware are in `cells/`.\n"
+        f"## Time and hardware\n\n{done}\n\nThe parts have {plan.num_pairs():,} training pairs in "
+        "all. Every cell's settings, figures, curve, seconds and hardware are in `cells/`. Pairs "
+        "per second count training steps only.\n"
+    )
+
+
+def _machine(hardware: Mapping[str, Any]) -> str:
+    return (
+        f"{hardware['processor']}, {hardware['num_threads']} threads, "
+        f"{hardware['gpu'] or 'no GPU'}; Python {hardware['python']}, PyTorch {hardware['torch']}, "
+        f"CIPER {hardware['ciper']}"
     )

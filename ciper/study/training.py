@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +14,10 @@ import torch
 
 from ciper.checkpoint import load_checkpoint, weights_of
 from ciper.data.sample import Batch
-from ciper.data.synthetic import RenderedCity, SyntheticConfig, open_city
+from ciper.data.synthetic import RenderedCity, SyntheticConfig, find_city, open_city
 from ciper.errors import TrainingError
-from ciper.study.cells import CellResult, CellStore, SearchCell, Setting, SwapCell, TrainingCell
+from ciper.model.network import Network
+from ciper.study.cells import RealCell, SearchCell, Setting, SwapCell, TrainingCell
 from ciper.study.measuring import (
     StudyNetwork,
     measure_pose,
@@ -24,8 +26,10 @@ from ciper.study.measuring import (
 )
 from ciper.study.networks import recipe, swapped
 from ciper.study.pairs import Gallery, StudyPairs, study_cache
+from ciper.study.real import RealPhotos, measure_real
+from ciper.study.store import CellResult, CellStore
 from ciper.train import prepare_cities
-from ciper.training.recipe import TrainConfig, make_network
+from ciper.training.recipe import TrainConfig, make_network, narrow_shares
 from ciper.training.run import Run
 
 Progress = Callable[[str, int, int], None]
@@ -74,6 +78,12 @@ class Workshop:
             self.keep(config, [open_city(f) for f in folders])
         return StudyPairs(self._cities[config], config, seed, setting)
 
+    def has_cities(self, config: SyntheticConfig) -> bool:
+        """Whether all cities of a recipe are rendered."""
+        folder = study_cache(self.cache, config)
+        found = (find_city(seed, config, folder) for seed in config.training_seeds)
+        return config in self._cities or all(path is not None for path in found)
+
     def keep(self, config: SyntheticConfig, cities: list[RenderedCity]) -> None:
         """Takes these for the cities of a recipe from now on."""
         self._cities[config] = cities
@@ -94,48 +104,51 @@ class Workshop:
         started = time.monotonic()
         config = recipe(cell, self.store.config)
         run = Run(config, self.store.run_folder(cell), self.device)
-        log = _Log.of(run)
-        pairs = self.pairs(self.store.config.train, cell.seed, cell.setting)
+        log = _Log.of(run, started)
+        pairs = self.pairs(self.store.config.train, cell.seed, cell.variant.setting)
         checks = check_steps(config.train.num_steps, cell.num_checks)
         saved = started
         for batch in _batches(pairs, config, run.step):
             try:
-                run.advance(batch)
+                with log.training():
+                    run.advance(batch)
             except TrainingError:
                 # A learning rate may be too high: that is a result, and the study goes on.
-                return self._diverged(cell, run, log, started)
+                return self._put(cell, {"diverged_at_step": float(run.step)}, log)
             if run.step in checks:
-                figures = self._validation(run.network, cell.setting)
+                figures = self._validation(run.network, cell.variant.setting)
                 log.curve.append((run.step * config.train.batch_size, figures))
             self.progress(cell.title, run.step, config.train.num_steps)
             now = time.monotonic()
             if self.deadline.is_over or now - saved > SAVE_EVERY_S:
-                run.save(log.header(now - started))
+                run.save(log.header())
                 saved = now
             if self.deadline.is_over and run.step < config.train.num_steps:
                 return None
-        return self._finish(cell, run, log, started)
+        return self._put(cell, self._figures(cell, run, log), log)
 
-    def _finish(self, cell: TrainingCell, run: Run, log: _Log, started: float) -> CellResult:
-        trained_s = log.seconds + time.monotonic() - started
+    def _figures(self, cell: TrainingCell, run: Run, log: _Log) -> dict[str, float]:
+        """What a finished training is measured by; keeps its weights if others need them."""
         network: Any = run.network
         metrics = {f"validation_{k}": v for k, v in log.curve[-1][1].items()}
-        if cell.is_tested:
-            pairs = self.test_pairs(cell.setting)
-            metrics |= measure_pose(network, pairs)
-            metrics |= measure_retrieval(network, pairs, self.gallery)
-            if cell.is_reused:
-                self.store.save_weights(cell, network.state_dict())
-        metrics["pairs_per_s"] = cell.num_pairs / trained_s
-        seconds = log.seconds + time.monotonic() - started
-        result = CellResult(metrics, tuple(log.curve), seconds, log.num_sittings)
-        self.store.put(cell, result)
-        return result
+        metrics["pairs_per_s"] = cell.num_pairs / log.training_s
+        if not cell.is_tested:
+            return metrics
+        variant = cell.variant
+        pairs = self.test_pairs(variant.setting)
+        metrics |= measure_pose(network, pairs)
+        # Aligned cameras are near the centre of their chip, as those on a grid of chips are not.
+        num_matched = self.store.config.num_matched if variant.setting == "unknown" else 0
+        metrics |= measure_retrieval(network, pairs, self.gallery, num_matched=num_matched)
+        if variant.is_mixed:
+            seen = measure_pose(network, pairs, is_pinhole=True)
+            metrics |= {f"pinhole_{name}": value for name, value in seen.items()}
+        if cell.keeps_weights:
+            self.store.save_weights(cell, network.state_dict())
+        return metrics
 
-    def _diverged(self, cell: TrainingCell, run: Run, log: _Log, started: float) -> CellResult:
-        seconds = log.seconds + time.monotonic() - started
-        metrics = {"diverged_at_step": float(run.step)}
-        result = CellResult(metrics, tuple(log.curve), seconds, log.num_sittings)
+    def _put(self, cell: TrainingCell, metrics: Mapping[str, float], log: _Log) -> CellResult:
+        result = CellResult(metrics, tuple(log.curve), log.seconds)
         self.store.put(cell, result)
         return result
 
@@ -149,18 +162,19 @@ class Workshop:
         """Measures a network whose tokens change their tasks."""
         started = time.monotonic()
         network = self.network(cell.trained, is_swapped=True)
-        pairs = self.test_pairs(cell.trained.setting)
+        pairs = self.test_pairs(cell.trained.variant.setting)
+        num_matched = self.store.config.num_matched
         metrics = {
             **measure_pose(network, pairs),
-            **measure_retrieval(network, pairs, self.gallery),
+            **measure_retrieval(network, pairs, self.gallery, num_matched=num_matched),
         }
-        return self._put(cell, metrics, started)
+        return self._evaluated(cell, metrics, started)
 
     def search(self, cell: SearchCell) -> CellResult:
         """Measures a search by one network for retrieval and one for the pose."""
         started = time.monotonic()
         networks = (self.network(cell.retrieval), self.network(cell.pose))
-        pairs = self.test_pairs(cell.pose.setting)
+        pairs = self.test_pairs(cell.pose.variant.setting)
         metrics = measure_search(
             networks,
             pairs,
@@ -168,7 +182,14 @@ class Workshop:
             cell.num_shortlist,
             lambda done, total: self.progress(cell.title, done, total),
         )
-        return self._put(cell, metrics, started)
+        return self._evaluated(cell, metrics, started)
+
+    def real(self, cell: RealCell, photos: RealPhotos) -> CellResult:
+        """Measures a network on real photos."""
+        started = time.monotonic()
+        network = self.network(cell.trained)
+        assert isinstance(network, Network)
+        return self._evaluated(cell, measure_real(network, photos), started)
 
     def network(self, cell: TrainingCell, *, is_swapped: bool = False) -> StudyNetwork:
         """The network of a finished training."""
@@ -181,8 +202,8 @@ class Workshop:
         moved: StudyNetwork = network.to(torch.device(self.device))
         return moved
 
-    def _put(
-        self, cell: SwapCell | SearchCell, metrics: Mapping[str, float], started: float
+    def _evaluated(
+        self, cell: SwapCell | SearchCell | RealCell, metrics: Mapping[str, float], started: float
     ) -> CellResult:
         result = CellResult(metrics, seconds=time.monotonic() - started)
         self.store.put(cell, result)
@@ -191,33 +212,45 @@ class Workshop:
 
 @dataclass
 class _Log:
-    """What a training knows of itself beside its weights; it travels in the checkpoint's header."""
+    """What a training knows of itself beside its weights; it travels in the checkpoint's header.
+
+    `earlier_s` were worked before `started_s`, `training_s` of all were spent on steps.
+    """
 
     curve: list[tuple[int, dict[str, float]]]
-    seconds: float
-    num_sittings: int
+    started_s: float
+    earlier_s: float = 0.0
+    training_s: float = 0.0
 
     @classmethod
-    def of(cls, run: Run) -> _Log:
+    def of(cls, run: Run, started_s: float) -> _Log:
         """Read from the checkpoint of a run that goes on, else empty."""
         if run.step == 0:
-            return cls([], 0.0, 1)
+            return cls([], started_s)
         saved = load_checkpoint(run.checkpoint)[1]["metrics"]
         curve: dict[int, dict[str, float]] = {}
         for name, value in saved.items():
             if name.startswith("curve/"):
                 _, num_pairs, figure = name.split("/")
                 curve.setdefault(int(num_pairs), {})[figure] = value
-        return cls(sorted(curve.items()), saved["seconds"], int(saved["num_sittings"]) + 1)
+        return cls(sorted(curve.items()), started_s, saved["seconds"], saved["training_seconds"])
 
-    def header(self, seconds: float) -> dict[str, float]:
-        """For the checkpoint; `seconds` of this sitting."""
+    @property
+    def seconds(self) -> float:
+        """Of work so far."""
+        return self.earlier_s + time.monotonic() - self.started_s
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Counts what happens inside as time spent on steps."""
+        before = time.monotonic()
+        yield
+        self.training_s += time.monotonic() - before
+
+    def header(self) -> dict[str, float]:
+        """For the checkpoint."""
         flat = {f"curve/{n}/{name}": v for n, figures in self.curve for name, v in figures.items()}
-        return {
-            "seconds": self.seconds + seconds,
-            "num_sittings": float(self.num_sittings),
-            **flat,
-        }
+        return {"seconds": self.seconds, "training_seconds": self.training_s, **flat}
 
 
 def check_steps(num_steps: int, num_checks: int) -> frozenset[int]:
@@ -227,4 +260,4 @@ def check_steps(num_steps: int, num_checks: int) -> frozenset[int]:
 
 def _batches(pairs: StudyPairs, config: TrainConfig, start: int) -> Iterator[Batch]:
     steps = range(start, config.train.num_steps)
-    return pairs.batches(steps, config.train.batch_size, [0.0] * config.train.num_steps)
+    return pairs.batches(steps, config.train.batch_size, narrow_shares(config.train))

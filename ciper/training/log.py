@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ciper.errors import TrainingError
@@ -61,7 +61,7 @@ class MetricsLog:
         self._written = self._read(start)
         self._started = time.monotonic()
         if self._written:
-            self._started -= self._number(self._written, -1, "seconds")
+            self._started -= self._number(self._written[-1], "seconds")
 
     def add(self, step: int, row: Metrics) -> dict[str, float] | None:
         """Collects a step; returns the means when a row was written."""
@@ -87,19 +87,18 @@ class MetricsLog:
             lines = file.readlines()
         whole = [line for line in lines if line.endswith("\n")]
         written = list(csv.DictReader(whole))
-        steps = [self._number(written, index, "step") for index in range(len(written))]
-        kept = [row for row, step in zip(written, steps, strict=True) if step <= start]
+        kept = [row for row in written if self._number(row, "step") <= start]
         if written and (len(kept) < len(written) or len(whole) < len(lines)):
             self._rewrite(kept, list(written[0]))
         return kept
 
-    def _number(self, rows: Sequence[Mapping[str, str]], index: int, name: str) -> float:
+    def _number(self, row: Mapping[str, str], name: str) -> float:
         try:
-            return float(rows[index][name])
+            return float(row[name])
         except (KeyError, TypeError, ValueError) as error:
             raise TrainingError(
-                f"{self.path} has the row {','.join(map(str, rows[index].values()))}; expected a "
-                f"number as its '{name}': mend the table or move it away"
+                f"{self.path} has a row with {name} {row.get(name)!r}; expected a number; mend the "
+                "table, or move it away to begin another"
             ) from error
 
     def _write(self, means: Metrics) -> None:
@@ -126,8 +125,9 @@ class MetricsLog:
 class RunLog:
     """All that a run tells while it lasts: `metrics.csv`, `validation.csv` and TensorBoard events.
 
-    Events are written when the package tensorboard is installed; those beyond `start` are hidden.
-    Whoever saves the run calls `flush`: then every step is in one row, also when the run goes on.
+    Events are written when the package tensorboard is installed; older ones beyond `start` are
+    hidden. Whoever saves the run calls `flush`: so every step is in one row, also when the run is
+    killed and goes on.
 
     Args:
         out: RUN folder; None to write nothing.

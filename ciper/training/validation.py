@@ -19,7 +19,7 @@ from ciper.model.set_criterion import select
 from ciper.training.gradients import autocast, encode
 from ciper.training.recipe import OptimConfig
 
-Float = NDArray[np.float64]
+Float = NDArray[np.floating[Any]]
 
 # Of one chip few modes need a closer look.
 ONE_CHIP = MatchConfig(num_windows=4)
