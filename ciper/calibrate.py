@@ -49,7 +49,7 @@ LEVELS = (0.5, 0.9)
 COVERAGE_WEIGHT = 4.0
 # Photos that see more of the horizon than this shape `Calibration.wide`, others `narrow`.
 WIDE_ABOVE = 0.5
-RIDGE = 1e-2
+RIDGE = 1e-4
 
 
 @dataclass(frozen=True)

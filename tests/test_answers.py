@@ -43,7 +43,9 @@ ABSENT: dict[str, Any] = {
 }
 
 
-def localization(*, outside_prob: float) -> Any:
+def localization(
+    *, outside_prob: float, says_heading: bool = True, is_calibrated: bool = True
+) -> Any:
     best = SimpleNamespace(x_m=3.0, y_m=4.0, heading_deg=90.0, prob=0.75, chip=1)
     posterior = SimpleNamespace(
         hypotheses=(best, best, best),
@@ -57,6 +59,8 @@ def localization(*, outside_prob: float) -> Any:
         posterior=posterior,
         chips=np.array([2, 1]),
         confidence=0.5,
+        says_heading=says_heading,
+        is_calibrated=is_calibrated,
         is_in_gallery=outside_prob < 0.5,
         crs="EPSG:32631",
         x_m=1.0,
@@ -101,6 +105,17 @@ def test_a_guess_is_no_place() -> None:
     assert answer["in_gallery_prob"] == 0.25
     assert {name: answer[name] for name in NOTHING} == NOTHING
     assert len(answer["hypotheses"]) == 3
+
+
+def test_what_a_model_cannot_say_is_null() -> None:
+    answer = answer_of(localization(outside_prob=0.25, is_calibrated=False), CHIPS)
+    assert answer["confidence"] is None
+    assert answer["heading_deg"] == 270.0
+    assert format_answers([answer], "text").endswith("confidence unknown\n")
+    answer = answer_of(localization(outside_prob=0.25, says_heading=False), CHIPS)
+    assert answer["heading_deg"] is answer["heading_sigma_deg"] is None
+    assert all(h["heading_deg"] is None for h in answer["hypotheses"])
+    assert answer["confidence"] == 0.5
 
 
 def test_lines_for_people() -> None:

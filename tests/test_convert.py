@@ -106,9 +106,9 @@ def test_chips_that_were_turned_to_the_heading_are_said_to_be(tmp_path: Path) ->
     assert "warning" not in result.stderr
     limits = load_model(out, "cpu").limits
     assert any("knows only photos that look north to within 10 deg" in limit for limit in limits)
-    with pytest.raises(ConfigError, match="--heading-range 10: vigor has no such .* expected 180"):
+    with pytest.raises(ConfigError, match=r"--heading-range 10: vigor has no such .* expected 180"):
         convert(source, out, "vigor", heading_range_deg=10)
-    with pytest.raises(ConfigError, match="--heading-range 45: ford .* expected 10, 180"):
+    with pytest.raises(ConfigError, match=r"--heading-range 45: ford .* expected 10, 180"):
         convert(source, out, "ford", heading_range_deg=45)
 
 

@@ -16,7 +16,9 @@ from ciper.data.poses import PhotoPose, write_poses
 from ciper.errors import ConfigError, GalleryModelMismatchError, OutputError, PhotoError
 from ciper.evaluate import _without_gaps, evaluate
 from ciper.geo import LocalFrame
+from ciper.localize import Localizer
 from ciper.metrics import NO_REFERENCE, PoseErrors
+from ciper.model.model import NUM_FEATURES
 from ciper.report import check_replaceable, choose_cases
 from ciper.scoring import (
     EvaluateOptions,
@@ -118,7 +120,8 @@ def test_the_keys_of_metrics_json(figures: dict[str, Any], small_world: SmallWor
 
 
 def test_failures_are_warned_of_and_counted(figures: dict[str, Any]) -> None:
-    outside, unreadable, foreign = figures["warnings"]
+    outside, unreadable, uncalibrated, foreign = figures["warnings"]
+    assert "is not calibrated" in uncalibrated
     assert outside.startswith("1 of 5 true positions lie outside the gallery's imagery")
     assert unreadable.startswith("1 of 5 photos cannot be read")
     assert "broken.jpg" in unreadable
@@ -359,6 +362,27 @@ def test_tables_have_no_sentinels() -> None:
     assert table["rank"] == [None]
     assert table["pose_error_m"] == [None]
     assert all(len(column) == 1 for column in table.values())
+
+
+def test_an_unanswered_photo_is_a_line_like_any_other(
+    small_world: SmallWorld, tmp_path: Path
+) -> None:
+    """A confidence rests on as many numbers as a missing answer leaves empty."""
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    broken = Query(PhotoPose(tmp_path / "broken.jpg", 60.0, 24.0, 10.0), 0, problem="no image")
+    localizer = Localizer(small_world.gallery, small_world.weights, "cpu")
+    with pytest.raises(PhotoError):
+        localizer.read_posed(broken.pose)
+    found = localizer.localize(small_world.poses[0].photo)
+    assert len(found.features) == NUM_FEATURES
+    answered = query(1.0, 2.0, 3.0)
+    answered.whole = replace(answered.whole, features=found.features)
+    table = table_of([answered, broken], setting())
+    for number, value in enumerate(found.features, start=1):
+        assert table[f"confidence_feature_{number}"] == [pytest.approx(value), None]
+    assert f"confidence_feature_{NUM_FEATURES + 1}" not in table
+    figures = figures_of([answered, broken], setting())
+    assert figures["end_to_end"]["recall@5m"] == 0.5
 
 
 def test_gaps_repeat_a_descriptor_of_the_same_chip() -> None:

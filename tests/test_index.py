@@ -310,6 +310,27 @@ def test_grids_that_do_not_fit_the_model_are_refused(city: Path, tmp_path: Path)
         IndexOptions(batch_size=0)
 
 
+class OddEncoder(FakeEncoder):
+    """Chips of New York's VIGOR size: 640 px of 0.113248 m, as 256 px."""
+
+    gsd = 0.113248 * 640 / 256
+
+
+def test_the_advised_size_is_taken(city: Path, tmp_path: Path) -> None:
+    wrong = IndexOptions(chip_m=128 * OddEncoder.gsd, stride_m=64 * OddEncoder.gsd)
+    with pytest.raises(ConfigError, match=r"use --chip-m [\d.]+\.$") as caught:
+        build_index([city], tmp_path / "g", OddEncoder(), wrong)
+    advised = float(str(caught.value).rpartition(" ")[2].rstrip("."))
+    assert advised == 72.4787
+    options = IndexOptions(chip_m=advised, stride_m=round(advised / 2, 4))
+    told = build_index([city], tmp_path / "told", OddEncoder(), options)
+    header = Gallery.open(tmp_path / "told").header
+    assert (header.chip_m, header.stride_m) == (256 * OddEncoder.gsd, 128 * OddEncoder.gsd)
+    # The same command without the options finds everything done.
+    again = build_index([city], tmp_path / "told", OddEncoder())
+    assert (again.num_encoded, again.num_resumed) == (0, told.num_chips)
+
+
 def test_rasters_without_imagery_are_an_error_and_empty_squares_are_left_out(
     tmp_path: Path,
 ) -> None:

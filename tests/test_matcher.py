@@ -224,7 +224,9 @@ def planted_match(pose: tuple[float, float, float], chip: int, **options: Any) -
 def test_a_planted_pose_becomes_the_answer(pose: tuple[float, float, float], chip: int) -> None:
     evidence = planted_match(pose, chip)
     posterior = posterior_of(
-        evidence, row_of_chips(3), Calibration(wide=PosteriorShape(floor=0.001), narrow=PosteriorShape(floor=0.001))
+        evidence,
+        row_of_chips(3),
+        Calibration(wide=PosteriorShape(floor=0.001), narrow=PosteriorShape(floor=0.001)),
     )
     mode = posterior.mode
     assert mode.chip == chip

@@ -8,7 +8,7 @@ import torch
 from model_helpers import TINY
 
 from ciper.checkpoint import load_checkpoint, save_checkpoint
-from ciper.errors import CheckpointError
+from ciper.errors import CheckpointError, ConfigError
 from ciper.model.encoder import Stem, fold_pixels, metre_encoding, ray_encoding
 from ciper.model.load import Calibration, export_weights, load_model, places_with_imagery
 from ciper.model.model import PosteriorShape
@@ -170,6 +170,54 @@ def test_exported_weights_are_smaller_and_say_the_same(tiny_weights: Path, tmp_p
     assert model.calibration == calibration
     assert model.model_name == "small"
     assert model.model_hash != load_model(tiny_weights, "cpu").model_hash
+
+
+def test_weights_without_a_calibration_are_not_calibrated(tiny_weights: Path) -> None:
+    model = load_model(tiny_weights, "cpu")
+    assert model.calibration == Calibration(is_fitted=False)
+    assert len(model.limits) == 1
+    assert "the model 'tiny' is not calibrated" in model.limits[0]
+    assert model.limits != load_model("ground", "cpu").limits == ()
+
+
+@pytest.mark.parametrize(
+    "calibration",
+    [
+        {"confidence": [0.1, 0.2, 0.3, 0.4]},
+        {"coarse_temperature": 1.3, "fine_temperature": 0.8},
+        {"position_sigma_m": 0.0},
+        {"similarity_scale": -1.0},
+    ],
+)
+def test_calibrations_of_other_versions_are_refused(
+    tiny_weights: Path, tmp_path: Path, calibration: dict[str, object]
+) -> None:
+    state, header = load_checkpoint(tiny_weights)
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, state, {**header, "calibration": calibration})
+    message = rf"a\.safetensors was calibrated by another .*{next(iter(calibration))}.* again with"
+    with pytest.raises(CheckpointError, match=message):
+        load_model(path, "cpu")
+
+
+def test_networks_of_other_versions_are_refused(tiny_weights: Path, tmp_path: Path) -> None:
+    state, header = load_checkpoint(tiny_weights)
+    network = {**header["config"]["network"], "wheels": 4}
+    save_checkpoint(tmp_path / "a.safetensors", state, {"config": {"network": network}})
+    with pytest.raises(
+        CheckpointError, match=r"a\.safetensors describes .*wheels is not"
+    ):
+        load_model(tmp_path / "a.safetensors", "cpu")
+
+
+def test_a_printed_size_is_the_size(tiny_weights: Path) -> None:
+    """Messages print six digits; what they advise must be taken."""
+    model = load_model(tiny_weights, "cpu")
+    for chip_m in (128.0, 128.001, 127.9993):
+        model.check_grid(chip_m=chip_m, stride_m=chip_m / 2)
+    for chip_m, stride_m in ((128.01, 64.0), (128.0, 63.99), (64.0, 32.0)):
+        with pytest.raises(ConfigError, match=r"expected chips of 128 m every 64 m"):
+            model.check_grid(chip_m=chip_m, stride_m=stride_m)
 
 
 def test_weights_that_are_not_ours_are_refused(tiny_weights: Path, tmp_path: Path) -> None:

@@ -30,7 +30,6 @@ from ciper.errors import ConfigError
 from ciper.geo import heading_error_deg
 from ciper.index import build_index
 from ciper.localize import Localizer, posterior_of
-from ciper.logits import logsumexp
 from ciper.model.load import Calibration, PaperModel, load_model
 from ciper.model.model import ChipFeatures, PosteriorShape
 from ciper.model.paper import PaperGround, PaperNetwork, resize
@@ -204,7 +203,7 @@ def test_evaluations_are_drawn(
 @pytest.mark.slow
 def test_a_set_prediction_model_is_calibrated(world: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
-    config = CalibrateConfig(seeds=(5, 6), size_m=220.0, num_photos=6)
+    config = CalibrateConfig(seeds=(5, 6), size_m=220.0, num_photos=3)
     steps: list[str] = []
     fitted = calibrate(
         world / "vigor.safetensors", out, config, cache=tmp_path / "cache",
@@ -239,24 +238,19 @@ def test_what_is_seen_of_a_photo_by_hand(world: Path) -> None:
     photo = read_poses(world / "poses.csv")[1]
     seen = seen_of(model, localizer, photo)
     assert seen is not None
-    chips = localizer.gallery.chips
-    found = model.match(
-        localizer.read_posed(photo).code, localizer.features(np.arange(len(chips.lat)))
-    )
-    mass = logsumexp(found.coarse, axis=(1, 2, 3))
-    expected = model.calibration.similarity_scale * seen.cosine[:, 0]
-    # All chips but those whose hypotheses leave their central halves.
-    lost = mass - (expected - logsumexp(expected))
-    assert lost.max() == pytest.approx(0.0, abs=0.02)
+    chips, code = localizer.gallery.chips, localizer.read_posed(photo).code
+    assert isinstance(code, PaperGround)
+    cosine = localizer.gallery.descriptors[:][:, 0] @ code.descriptor[0].numpy()
+    np.testing.assert_allclose(seen.cosine[:, 0], cosine, atol=1e-4)
     assert np.exp(seen.log_weight).sum() == pytest.approx(1.0)
     geod = pyproj.Geod(ellps="WGS84")
     azimuth, _, distance_m = geod.inv(
         chips.lon[seen.chip], chips.lat[seen.chip], photo.lon, photo.lat
     )
-    code = localizer.read_posed(photo).code
-    assert isinstance(code, PaperGround)
     chosen = np.array([seen.chip])
-    poses = model.decode(code, chosen, localizer.features(np.arange(9)), np.zeros((1, 1))).pose[0]
+    poses = model.decode(
+        code, chosen, localizer.features(np.arange(len(chips.lat))), np.zeros((1, 1))
+    ).pose[0]
     x_m, y_m = distance_m * np.sin(np.radians(azimuth)), distance_m * np.cos(np.radians(azimuth))
     expected = np.hypot(poses[:, 0] - x_m, poses[:, 1] - y_m)
     np.testing.assert_allclose(seen.distance_m, expected, atol=0.02)
@@ -375,16 +369,16 @@ def test_views_weigh_by_their_own_similarity() -> None:
     # View 0 is like chip 0 (1.0 and 0.8), view 1 like chip 1 (0.8 and 0.96).
     descriptor = torch.tensor([[1.0, 0.0], [0.8, 0.6]])
     code = PaperGround(descriptor, torch.tensor([[0.0], [1.0]]), torch.tensor([0.2, 0.6]))
-    references = np.array([[[1.0, 0.0]], [[0.6, 0.8]]], dtype=np.float32)
+    references = np.array([[[1.0, 0.0]], [[0.6, 0.8]]], dtype=np.float16)
     features = replace(features_of([0.0, 0.0]), read_descriptors=lambda: references)
     evidence = model.match(code, features)
     mass = np.exp(20 * (np.array([[1.0, 0.8], [0.6, 0.96]]) - 1.0))
     mass /= mass.sum()
     coarse = np.exp(evidence.coarse.astype(np.float64))
-    np.testing.assert_allclose(coarse.sum((1, 2, 3)), mass.sum(1), rtol=1e-4)
+    np.testing.assert_allclose(coarse.sum((1, 2, 3)), mass.sum(1), rtol=2e-3)
     # 10 m west of the middle are columns 0 to 7: the first view's hypothesis.
-    np.testing.assert_allclose(coarse[:, :, :, :8].sum((1, 2, 3)), mass[:, 0], rtol=1e-4)
-    np.testing.assert_allclose(coarse[:, :, :, 8:].sum((1, 2, 3)), mass[:, 1], rtol=1e-4)
+    np.testing.assert_allclose(coarse[:, :, :, :8].sum((1, 2, 3)), mass[:, 0], rtol=2e-3)
+    np.testing.assert_allclose(coarse[:, :, :, 8:].sum((1, 2, 3)), mass[:, 1], rtol=2e-3)
     assert evidence.visible_share == pytest.approx(0.4)
 
 
@@ -462,10 +456,10 @@ def test_a_tables_headings_turn_panoramas(world: Path, converted: tuple[str, Pat
     turned = north_in_the_middle(read_photo(east.photo), 70.0)
     Image.fromarray(turned).save(world / "turned.png")
     north = replace(east, photo=world / "turned.png", heading_deg=None)
-    codes = [localizer.read_posed(pose).code.descriptor for pose in (east, north)]
+    aware, expected = (localizer.read_posed(pose).code.descriptor for pose in (east, north))
     unaware = localizer.read_posed(replace(east, heading_deg=None)).code.descriptor
-    assert torch.allclose(*codes, atol=1e-5) is (dataset == "vigor")
-    assert torch.allclose(codes[0], unaware, atol=1e-5) is (dataset == "kitti")
+    assert torch.allclose(aware, expected, atol=1e-5) is (dataset == "vigor")
+    assert torch.allclose(aware, unaware, atol=1e-5) is (dataset == "kitti")
 
 
 def test_only_a_model_of_aligned_panoramas_turns_them(world: Path) -> None:

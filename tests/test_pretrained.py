@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ciper.errors import CheckpointError, ConfigError
+from ciper.model.efficient import EfficientStem
 from ciper.model.network import Network, normalise
 from ciper.model.paper import PaperConfig, PaperNetwork
 from ciper.model.pretrained import init_from_timm, initialise
@@ -36,8 +38,11 @@ def timm_state(config: VitConfig = ONE) -> dict[str, Tensor]:
     return random_like(Vit(config, num_patches=16).state_dict())
 
 
-def write(path: Path, state: Mapping[str, Tensor]) -> Path:
+def write(path: Path, state: Mapping[str, Tensor], *, num_heads: int | None = 3) -> Path:
+    """A file, with the number of heads beside it, since ours are no 64 numbers wide."""
     save_file(dict(state), path)
+    if num_heads is not None:
+        path.with_name("config.json").write_text(json.dumps({"num_heads": num_heads}))
     return path
 
 
@@ -238,6 +243,29 @@ def without(name: str) -> dict[str, Tensor]:
     return state
 
 
+def with_patches(*shape: int) -> dict[str, Tensor]:
+    return {**timm_state(), "patch_embed.proj.weight": torch.zeros(shape)}
+
+
+def test_a_file_of_other_heads_is_refused(tmp_path: Path) -> None:
+    """24 numbers are one head if nobody says more."""
+    path = write(tmp_path / "vit.safetensors", timm_state(), num_heads=None)
+    with pytest.raises(CheckpointError, match="taken to have 1 heads; expected 3: set"):
+        load(pair(), path)
+    write(path, timm_state(), num_heads=4)
+    with pytest.raises(CheckpointError, match="taken to have 4 heads; expected 3"):
+        load(pair(), path)
+    (tmp_path / "config.json").write_text('{"num_heads": "3"}')
+    with pytest.raises(CheckpointError, match="num_heads is '3'; expected a whole number"):
+        load(pair(), path)
+
+
+def test_small_files_that_would_become_large_are_refused(tmp_path: Path) -> None:
+    torch.save({"norm.weight": torch.ones(1).expand(10**10)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"'norm\.weight' has more numbers than the file"):
+        read_tensors(tmp_path / "a.pth")
+
+
 @pytest.mark.parametrize(
     ("state", "match"),
     [
@@ -248,6 +276,10 @@ def without(name: str) -> dict[str, Tensor]:
         (without("blocks.1.norm2.bias"), "has nothing for blocks.1.norm2.bias"),
         ({**timm_state(), "blocks.0.attn.q_norm.weight": torch.ones(8)}, "attn.q_norm.weight"),
         ({**timm_state(), "pos_embed": torch.zeros(1, 15, 24)}, "has 15 positions"),
+        ({**timm_state(), "pos_embed": torch.zeros(1, 17, 1)}, "pos_embed is 1 wide; expected 24"),
+        (with_patches(24, 1, 7, 7), r"patch_embed.proj.weight has shape \(24, 1, 7, 7\)"),
+        (with_patches(24, 3, 7, 8), "expected square patches of three colours"),
+        (with_patches(24, 3, 49), r"has shape \(24, 3, 49\)"),
     ],
 )
 def test_other_architectures_are_refused(
@@ -310,6 +342,13 @@ def test_a_timm_file_for_the_papers_network(tmp_path: Path) -> None:
     assert torch.equal(network.get_parameter("encoder.ground.norm.bias"), timm_state()["norm.bias"])
     with pytest.raises(ConfigError, match="no vision transformer"):
         initialise(nn.Identity(), str(path))
+
+
+def test_chance_is_not_frozen() -> None:
+    stem = EfficientStem("efficientnet_lite0", 16, wraps=False, num_frozen=1)
+    with pytest.raises(ConfigError, match='init is "random", and num_frozen_stages is above 0'):
+        initialise(nn.Sequential(stem), "random")
+    initialise(EfficientStem("efficientnet_lite0", 16, wraps=False), "random")
 
 
 def test_unknown_starts_are_refused() -> None:

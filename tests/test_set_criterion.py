@@ -147,8 +147,8 @@ def test_the_most_confident_hypothesis_is_the_answer() -> None:
     torch.testing.assert_close(select(hypotheses, 100.0), poses)
     truth = torch.tensor([[23.0, 14.0, 5.0], [-8.0, 6.0, 80.0]])
     stats = statistics(hypotheses, truth, 100.0)
-    assert float(stats["position_median_m"]) == pytest.approx(0.0, abs=1e-4)  # of 0 and 5 m
-    assert float(stats["heading_median_deg"]) == pytest.approx(10.0, abs=1e-3)  # of 15 and 10
+    assert float(stats["position_median_m"]) == pytest.approx(2.5, abs=1e-4)  # of 0 and 5 m
+    assert float(stats["heading_median_deg"]) == pytest.approx(12.5, abs=1e-3)  # of 15 and 10
     assert float(stats["within_6m"]) == 1.0
     assert float(stats["spread_m"]) == pytest.approx((math.hypot(20, 10) + 10) / 4, rel=1e-5)
 

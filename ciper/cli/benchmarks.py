@@ -29,7 +29,7 @@ def accuracy(
         typer.Option(
             metavar="a,b,...",
             help="Parts: a decoder, b tokens, c joint "
-            "training, d field of view, e change and occlusion.",
+            "training, d field of view, e change and occlusion, f initialisation.",
         ),
     ] = None,
     pairs: Annotated[int | None, typer.Option(min=1, help="Pairs of a training.")] = None,
@@ -57,4 +57,6 @@ def accuracy(
         result = run(out, options, progress=progress)
     if result.num_missing:
         note(f"{result.num_missing} cells are missing so far; the same command goes on with them")
+    for refusal in result.refusals:
+        note(refusal)
     note(f"wrote {result.report}")

@@ -164,8 +164,8 @@ def statistics(hypotheses: Hypotheses, pose: Tensor, side_m: float) -> dict[str,
     position = hypotheses.pose[..., :2] * side_m
     offset = torch.linalg.vector_norm(position - position.mean(1, keepdim=True), dim=-1)
     return {
-        "position_median_m": distance.median(),
+        "position_median_m": distance.quantile(0.5),
         "within_6m": (distance < 6.0).float().mean(),
-        "heading_median_deg": turn.abs().median(),
+        "heading_median_deg": turn.abs().quantile(0.5),
         "spread_m": offset.mean(),
     }
