@@ -56,8 +56,10 @@ RIDGE = 1e-4
 class CalibrateConfig:
     """Which validation cities: their seeds, size, and photos of each camera in each city.
 
-    Own and foreign photos are equally many; `foreign_share` is what the foreign ones count for:
-    their share among the photos that will be asked about.
+    Own and foreign photos are equally many. `foreign_share` is what the foreign ones count for in
+    the confidence: their share among the photos that will be asked about. Whether a photo is in
+    the gallery at all is judged as if they were `suspected_share` of all: this outcome is there
+    to be seen.
     """
 
     seeds: tuple[int, ...] = (200_001, 200_002, 200_003)
@@ -65,6 +67,7 @@ class CalibrateConfig:
     num_photos: int = 100
     cameras: tuple[str, ...] = ("panorama", "pinhole:90")
     foreign_share: float = 0.1
+    suspected_share: float = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -144,11 +147,15 @@ def calibrate(
             features.append(found)
             is_own.append(photo in city.own)
             is_right.append(is_own[-1] and error_m <= CONFIDENT_WITHIN_M)
-    weights = np.where(is_own, 1 - config.foreign_share, config.foreign_share)
+
+    def fit(labels: list[bool], share: float) -> tuple[float, ...]:
+        counts = np.where(is_own, 1 - share, share)
+        return fit_logistic(np.array(features), np.array(labels), counts)
+
     calibration = replace(
         calibration,
-        confidence=fit_logistic(np.array(features), np.array(is_right), weights),
-        in_gallery=fit_logistic(np.array(features), np.array(is_own), weights),
+        confidence=fit(is_right, config.foreign_share),
+        in_gallery=fit(is_own, config.suspected_share),
     )
     export_weights(checkpoint, out, calibration)
     draft.unlink()

@@ -178,6 +178,7 @@ def fake_localize(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Localizer:
         gallery = SimpleNamespace(chips=None)
+        model = SimpleNamespace(limits=(), misfit=lambda _: None)
 
         def __init__(self, *_: object) -> None:
             pass
@@ -188,7 +189,7 @@ def fake_localize(monkeypatch: pytest.MonkeyPatch) -> None:
             if "stop" in photo.name:
                 raise KeyboardInterrupt
             metadata = SimpleNamespace(problems=("EXIF direction 'x' is no\nnumber",))
-            return SimpleNamespace(photo=photo, metadata=metadata)
+            return SimpleNamespace(photo=photo, metadata=metadata, camera=None)
 
     def answer_of(found: SimpleNamespace, *_: object, **__: object) -> dict[str, object]:
         return {"photo": str(found.photo), "lat": 1.5, "lon": -2.0, "camera": "assumed"}

@@ -204,9 +204,7 @@ def test_networks_of_other_versions_are_refused(tiny_weights: Path, tmp_path: Pa
     state, header = load_checkpoint(tiny_weights)
     network = {**header["config"]["network"], "wheels": 4}
     save_checkpoint(tmp_path / "a.safetensors", state, {"config": {"network": network}})
-    with pytest.raises(
-        CheckpointError, match=r"a\.safetensors describes .*wheels is not"
-    ):
+    with pytest.raises(CheckpointError, match=r"a\.safetensors describes .*wheels is not"):
         load_model(tmp_path / "a.safetensors", "cpu")
 
 

@@ -216,7 +216,8 @@ def test_the_authors_network_is_reproduced() -> None:
     expected = load_file(folder / "expected.safetensors")
     ground = network.ground_tokens(expected["ground"].permute(0, 2, 3, 1))
     aerial = network.aerial_tokens(expected["aerial"].permute(0, 2, 3, 1))
-    hypotheses = network.decode(network.ground_code(ground, torch.ones(len(ground.tokens))), aerial.patches)
+    code = network.ground_code(ground, torch.ones(len(ground.tokens)))
+    hypotheses = network.decode(code, aerial.patches)
     found = {
         "ground_descriptor": network.ground_features(ground),
         "aerial_descriptor": network.aerial_features(aerial),

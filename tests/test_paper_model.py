@@ -375,10 +375,10 @@ def test_views_weigh_by_their_own_similarity() -> None:
     mass = np.exp(20 * (np.array([[1.0, 0.8], [0.6, 0.96]]) - 1.0))
     mass /= mass.sum()
     coarse = np.exp(evidence.coarse.astype(np.float64))
-    np.testing.assert_allclose(coarse.sum((1, 2, 3)), mass.sum(1), rtol=2e-3)
+    np.testing.assert_allclose(coarse.sum((1, 2, 3)), mass.sum(1), rtol=5e-3)
     # 10 m west of the middle are columns 0 to 7: the first view's hypothesis.
-    np.testing.assert_allclose(coarse[:, :, :, :8].sum((1, 2, 3)), mass[:, 0], rtol=2e-3)
-    np.testing.assert_allclose(coarse[:, :, :, 8:].sum((1, 2, 3)), mass[:, 1], rtol=2e-3)
+    np.testing.assert_allclose(coarse[:, :, :, :8].sum((1, 2, 3)), mass[:, 0], rtol=5e-3)
+    np.testing.assert_allclose(coarse[:, :, :, 8:].sum((1, 2, 3)), mass[:, 1], rtol=5e-3)
     assert evidence.visible_share == pytest.approx(0.4)
 
 

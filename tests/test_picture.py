@@ -167,7 +167,7 @@ def test_frames_and_calibration_do_not_move_the_picture(
     found: Localization, localizer: Localizer
 ) -> None:
     """The heat map is drawn about the mode, the imagery about the pose: the same place."""
-    assert localizer.model.calibration == Calibration()
+    assert localizer.model.calibration == Calibration(is_fitted=False)
     frame = LocalFrame(lat=found.pose.lat, lon=found.pose.lon)
     mode = found.posterior.mode
     chip = found.posterior.places

@@ -112,8 +112,8 @@ def parameters_by_part(network: nn.Module) -> dict[str, int]:
 def cost_table(costs: Mapping[str, Cost]) -> str:
     """Markdown: parameters and multiply-adds of named networks, by part and in total."""
     lines = [
-        "| network | parts (M parameters) | parameters | ground | aerial | pose | of encoding | all "
-        "| of which attention | GFLOP without | pose of a photo |",
+        "| network | parts (M parameters) | parameters | ground | aerial | pose | of encoding "
+        "| all | of which attention | GFLOP without | pose of a photo |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, one in costs.items():

@@ -275,10 +275,9 @@ def _check_architecture(tensors: Mapping[str, Tensor], vit: Vit, path: Path) -> 
                 "token: fetch it again."
             )
     num_heads = whole_number(path, said_beside(path), "num_heads", max(1, width // HEAD_WIDTH))
-    wanted_heads = vit.blocks[0].attn.num_heads
-    if num_heads != wanted_heads:
+    if num_heads != vit.num_heads:
         raise CheckpointError(
-            f"{path}: is taken to have {num_heads} heads; expected {wanted_heads}: set "
+            f"{path}: is taken to have {num_heads} heads; expected {vit.num_heads}: set "
             f"paper.vit.num_heads={num_heads}, or say its num_heads in a config.json beside it."
         )
     patches = tensors[_PATCHES].shape

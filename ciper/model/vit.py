@@ -162,7 +162,7 @@ class Vit(nn.Module):
         self, config: VitConfig, num_patches: int, num_features: int | None = None
     ) -> None:
         super().__init__()
-        self.token_names = TOKEN_NAMES[config.num_tokens]
+        self.num_heads, self.token_names = config.num_heads, TOKEN_NAMES[config.num_tokens]
         for name in self.token_names:
             self.register_parameter(name, nn.Parameter(torch.randn(1, 1, config.width) * 0.02))
         self.pos_embed = random_positions(config, num_patches)
