@@ -123,11 +123,20 @@ def calibrate(
     model = load_model(draft, device)
     config = with_cameras_of(model, config)
     cities = [prepare_city(model, config, cache, i, progress) for i in range(len(config.seeds))]
-    shapes = candidates()
     if isinstance(model, PaperModel):
         model = fit_set(model, cities, progress)
-        # Its coarse and fine cells are parts of one mixture already.
-        shapes = [PosteriorShape(floor=0.0)]
+    model = fit_posterior(model, cities, progress)
+    calibration = fit_confidence(model, cities, config, progress)
+    export_weights(checkpoint, out, calibration)
+    draft.unlink()
+    return calibration
+
+
+def fit_posterior(model: Model, cities: Sequence[City], progress: Progress) -> Model:
+    """The model with the shapes of posterior under which the true places are most likely."""
+    # Coarse and fine cells of set prediction are parts of one mixture already.
+    is_mixture = isinstance(model, PaperModel)
+    shapes = [PosteriorShape(floor=0.0)] if is_mixture else candidates()
     cases = []
     for number, city in enumerate(cities, start=1):
         localizer = Localizer(city.localizer.gallery, model)
@@ -138,7 +147,13 @@ def calibrate(
         wide=fit_shape([c for c in cases if c.visible_share > WIDE_ABOVE] or cases, shapes),
         narrow=fit_shape([c for c in cases if c.visible_share <= WIDE_ABOVE] or cases, shapes),
     )
-    model = replace(model, calibration=calibration)
+    return replace(model, calibration=calibration)
+
+
+def fit_confidence(
+    model: Model, cities: Sequence[City], config: CalibrateConfig, progress: Progress
+) -> Calibration:
+    """The model's calibration with logistic models of "within 5 m" and "in this gallery"."""
     features, is_right, is_own = [], [], []
     for number, city in enumerate(cities, start=1):
         localizer = Localizer(city.localizer.gallery, model)
@@ -152,14 +167,11 @@ def calibrate(
         counts = np.where(is_own, 1 - share, share)
         return fit_logistic(np.array(features), np.array(labels), counts)
 
-    calibration = replace(
-        calibration,
+    return replace(
+        model.calibration,
         confidence=fit(is_right, config.foreign_share),
         in_gallery=fit(is_own, config.suspected_share),
     )
-    export_weights(checkpoint, out, calibration)
-    draft.unlink()
-    return calibration
 
 
 @dataclass(frozen=True)
