@@ -6,6 +6,7 @@ train one run when `torchrun` starts them (see `training.team`).
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -174,12 +175,12 @@ def check_geometry(config: TrainConfig) -> None:
     top_deg, bottom_deg = network.elevation_top_deg, network.elevation_bottom_deg
     wanted = (network.chip_px * network.gsd, top_deg, bottom_deg)
     made = (CHIP_PX * config.data.gsd, *ELEVATION_DEG)
-    if wanted != made:
+    if not all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(wanted, made, strict=True)):
         raise ConfigError(
             f"the network takes chips of {wanted[0]:g} m and canvases of {wanted[1]:g} to "
             f"{wanted[2]:g} deg; expected {made[0]:g} m and {made[1]:g} to {made[2]:g} deg, as "
-            "the synthetic cities have: set gsd, elevation_top_deg and elevation_bottom_deg of "
-            f"{'network' if config.model == 'ciper' else 'paper'}"
+            "the synthetic cities have: set data.gsd, or gsd, elevation_top_deg and "
+            f"elevation_bottom_deg of {'network' if config.model == 'ciper' else 'paper'}"
         )
 
 
