@@ -23,11 +23,11 @@ from ciper.study.measuring import (
     predict_poses,
     recall_of_first,
     similarity,
-    take,
     with_setting,
 )
 from ciper.study.networks import paper_config
 from ciper.study.pairs import StudyPairs
+from ciper.training.gradients import take
 
 
 def evidence(heading: int, row: int, column: int) -> Evidence:

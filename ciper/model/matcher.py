@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ciper.logits import logsumexp
 from ciper.model.decoder import COARSE, FINE, WINDOW_CELLS, Windows
-from ciper.model.network import GroundCode, Network
+from ciper.model.network import AerialCode, GroundCode, Network
 from ciper.model.refine import log_cell_mass, window_candidates
 from ciper.pose_grid import NUM_COARSE, NUM_FINE, window_cells, window_steps
 
@@ -116,6 +116,26 @@ def match(
         column=column,
         fine=np.where(is_possible[:, None], logits, -np.inf).astype(np.float32),
         visible_share=float(ground.visible_share.mean()),
+    )
+
+
+def match_codes(
+    network: Network,
+    ground: GroundCode,
+    aerial: AerialCode,
+    *,
+    log_prior: Float | None = None,
+    config: MatchConfig | None = None,
+) -> Evidence:
+    """`match` with chips that were encoded just now and show imagery everywhere."""
+    fine = aerial.fine
+    return match(
+        network,
+        ground,
+        aerial.coarse,
+        lambda used: fine[torch.from_numpy(used).to(fine.device)],
+        log_prior=log_prior,
+        config=config,
     )
 
 

@@ -22,7 +22,7 @@ from ciper.metrics import (
     recall_within,
 )
 from ciper.model.decoder import COARSE, FINE, TemplateSpec
-from ciper.model.matcher import Evidence, MatchConfig, best_pose, match, window_poses
+from ciper.model.matcher import Evidence, MatchConfig, best_pose, match_codes, window_poses
 from ciper.model.network import AerialCode, GroundCode, Network
 from ciper.model.paper import PaperAerial, PaperGround, PaperNetwork
 from ciper.model.two_way import hypothesis_poses
@@ -30,6 +30,7 @@ from ciper.pose_grid import NUM_COARSE
 from ciper.prior import Heading
 from ciper.study.cells import Setting
 from ciper.study.pairs import ALIGNED_REACH_M, Gallery, StudyPairs, as_pinhole
+from ciper.training.gradients import take
 
 Floats = NDArray[np.floating[Any]]
 StudyNetwork = Network | PaperNetwork
@@ -131,12 +132,10 @@ def find_pose(
         return chip, _poses(hypotheses.pose[chip, query][None], network)[0]
     assert isinstance(ground, GroundCode)
     assert isinstance(aerial, AerialCode)
-    fine = aerial.fine
-    evidence = match(
+    evidence = match_codes(
         network,
         ground,
-        aerial.coarse,
-        lambda used: fine[torch.from_numpy(used).to(fine.device)],
+        aerial,
         log_prior=None if setting == "unknown" else aligned_prior(len(aerial.coarse)),
         config=MatchConfig(num_windows=num_windows(len(aerial.coarse))),
     )
@@ -181,11 +180,6 @@ def _log_near(offset_m: Floats, cells: TemplateSpec) -> Floats:
     """0 on cells that reach into the square about the centre, far below elsewhere."""
     is_near = np.abs(offset_m) <= ALIGNED_REACH_M + cells.cell_m / 2
     return np.where(is_near, 0.0, IMPOSSIBLE)
-
-
-def take(code: CodeT, start: int, stop: int) -> CodeT:
-    """Some of a code's photos or chips."""
-    return type(code)(*(getattr(code, f.name)[start:stop] for f in fields(code)))
 
 
 def pick(code: CodeT, chosen: NDArray[np.int64]) -> CodeT:
@@ -251,14 +245,7 @@ def pose_evidence(
         return np.asarray(logit.float().cpu().numpy(), dtype=np.float64)
     assert isinstance(ground, GroundCode)
     assert isinstance(aerial, AerialCode)
-    fine = aerial.fine
-    evidence = match(
-        network,
-        ground,
-        aerial.coarse,
-        lambda used: fine[torch.from_numpy(used).to(fine.device)],
-        config=MatchConfig(num_windows=1),
-    )
+    evidence = match_codes(network, ground, aerial, config=MatchConfig(num_windows=1))
     logits = evidence.coarse.reshape(len(evidence.coarse), -1).astype(np.float64)
     return np.asarray(np.logaddexp.reduce(logits, axis=1))
 

@@ -26,7 +26,8 @@ from ciper.data.synthetic import CHIP_PX, cut_chip
 from ciper.errors import DatasetError
 from ciper.metrics import baseline_answers, pose_errors, ranks_from_similarity, recall_at_k
 from ciper.model.network import AerialCode, GroundCode, Network
-from ciper.study.measuring import evaluation, find_pose, pose_evidence, pose_figures, take
+from ciper.study.measuring import evaluation, find_pose, pose_evidence, pose_figures
+from ciper.training.gradients import take
 
 VARIABLE = "CIPER_REAL_DATA"
 NOT_MEASURED = f"not measured: ${VARIABLE} is unset"

@@ -47,6 +47,11 @@ def encode(network: nn.Module, batch: Batch) -> tuple[Any, Any]:
     )
 
 
+def take(code: CodeT, start: int, stop: int) -> CodeT:
+    """Some of a code's photos or chips."""
+    return replace(code, **{f.name: getattr(code, f.name)[start:stop] for f in fields(code)})
+
+
 def split(batch: Batch, size: int | None) -> list[Batch]:
     """Cuts a batch into pieces of `size` pairs; the last may be smaller."""
     size = size or len(batch)

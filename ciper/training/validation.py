@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ciper.data.synthetic import SyntheticPairs
-from ciper.model.matcher import MatchConfig, best_pose, match
+from ciper.model.matcher import MatchConfig, best_pose, match_codes
 from ciper.model.network import AerialCode, GroundCode, Network
 from ciper.model.paper import PaperNetwork
 from ciper.model.set_criterion import select
-from ciper.training.gradients import autocast, encode
+from ciper.training.gradients import autocast, encode, take
 from ciper.training.recipe import OptimConfig
 
 Float = NDArray[np.floating[Any]]
@@ -121,17 +121,8 @@ def true_chip_poses(network: nn.Module, ground: Any, aerial: Any) -> Float:
 
 
 def _own_pose(network: Network, ground: GroundCode, aerial: AerialCode, index: int) -> Float:
-    one = slice(index, index + 1)
-    photo = GroundCode(
-        ground.descriptor[one],
-        ground.polar_coarse[one],
-        ground.polar_fine[one],
-        ground.visible_share[one],
-    )
-    evidence = match(
-        network, photo, aerial.coarse[one], lambda _: aerial.fine[one], config=ONE_CHIP
-    )
-    return best_pose(evidence)[1]
+    photo, chip = take(ground, index, index + 1), take(aerial, index, index + 1)
+    return best_pose(match_codes(network, photo, chip, config=ONE_CHIP))[1]
 
 
 def pose_figures(found: Float, true: Float) -> dict[str, float]:
