@@ -29,6 +29,8 @@ from ciper.study.store import CellStore
 from ciper.study.training import Deadline, Workshop
 
 Progress = Callable[[str, int, int], None]
+# How long to wait for other processes before looking again for something to do.
+WAIT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ def accuracy(
 ) -> AccuracyResult:
     """Runs what is missing of the accuracy study and writes its report.
 
+    Several processes may work on one folder: each takes cells that no other works on.
+
     Args:
         out: REPORT folder; cells that are finished there are kept.
         options: what to do.
@@ -127,10 +131,11 @@ def accuracy(
     """
     study = _Study(out, options, progress or (lambda _what, _done, _total: None))
     while not study.deadline.is_over:
-        cell = next(study.plan.missing(), None)
-        if cell is None:
+        missing = list(study.plan.missing())
+        if not missing:
             break
-        study.run(cell)
+        if not any(study.has_run(cell) for cell in missing):
+            study.wait(missing[0])
     return study.write()
 
 
@@ -168,8 +173,19 @@ class _Study:
         model = load_model(self.options.model, self.options.device)
         return Grid(model, self.store, self.options.cache, self.progress)
 
-    def run(self, cell: Cell) -> None:
-        """Runs a cell to its end, or to the deadline."""
+    def has_run(self, cell: Cell) -> bool:
+        """Runs a cell to its end, or to the deadline, unless another process works on it."""
+        with self.store.claimed(cell) as is_ours:
+            if is_ours:
+                self._run(cell)
+        return is_ours
+
+    def wait(self, cell: Cell) -> None:
+        """Other processes work on all that can be done by now, such as this cell."""
+        self.progress(f"waiting for {cell.title}", 0, 1)
+        time.sleep(WAIT_S)
+
+    def _run(self, cell: Cell) -> None:
         if isinstance(cell, GridCell):
             self.grid.measure(cell)
         elif isinstance(cell, SwapCell):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from model_helpers import SmallWorld
 from study_helpers import random_city, tiny_study
 from typer.testing import CliRunner
@@ -17,8 +18,9 @@ from ciper.benchmark import AccuracyOptions, accuracy, parse_parts, study_config
 from ciper.cli import app
 from ciper.errors import ConfigError, DatasetError
 from ciper.study import grids, training
-from ciper.study.config import PARTS
-from ciper.study.plan import Plan
+from ciper.study.cells import TrainingCell
+from ciper.study.config import PARTS, StudyConfig
+from ciper.study.plan import TEXT, Plan
 from ciper.study.store import CellStore
 from ciper.study.training import Workshop
 
@@ -95,6 +97,36 @@ def test_trainings_from_the_command_line_to_the_report(tmp_path: Path) -> None:
     again = CliRunner().invoke(app, [*command, "--device", "cpu"])
     assert again.exit_code == 0, again.output
     assert [cell.stat().st_mtime_ns for cell in cells] == before
+
+
+@pytest.mark.usefixtures("without_rendering")
+def test_processes_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another works on is left to it, and waited for when nothing else is left to do."""
+    config = replace(tiny_study(), num_seeds=1, lrs=(1e-3,))
+    options = AccuracyOptions(config, ("b",), cache=tmp_path / "cache", real=None)
+    plan = Plan(CellStore(tmp_path / "out" / "cells", config), ("b",))
+    rate, usual, one_token = TrainingCell(TEXT, 4, 1e-3, is_tested=False), *trainings(config)
+    waited: list[str] = []
+    other = FileLock(plan.store.folder / f"{plan.store.key(usual)}.lock")
+
+    def other_ends(_: float) -> None:
+        assert plan.store.result(rate) and plan.store.result(one_token)
+        assert plan.store.result(usual) is None
+        waited.append("once")
+        other.release()
+
+    monkeypatch.setattr("ciper.benchmark.time.sleep", other_ends)
+    with other:
+        result = accuracy(tmp_path / "out", options)
+    assert waited == ["once"]
+    assert result.num_missing == 0 and plan.store.result(usual)
+    assert not list(plan.store.folder.glob("*.lock"))
+
+
+def trainings(config: StudyConfig) -> tuple[TrainingCell, TrainingCell]:
+    """Of part b with one seed and one learning rate: the usual network, and that with one token."""
+    usual = TrainingCell(TEXT, config.num_pairs, 1e-3)
+    return usual, replace(usual, num_tokens=1)
 
 
 @pytest.mark.usefixtures("without_rendering")

@@ -1,7 +1,8 @@
 """The folder of a study's cells.
 
 A finished cell is `KEY.json`; some finished trainings also keep their weights, `KEY.safetensors`. A
-training that was stopped leaves the folder `KEY/`, from which it goes on exactly. KEY ends in a
+training that was stopped leaves the folder `KEY/`, from which it goes on exactly. While a process
+works on a cell it holds the lock `KEY.lock`, so that several can share a folder. KEY ends in a
 hash of all that the cell depends on, as far as it differs from the defaults: a setting that is
 new does not change the keys. The file holds the settings in full: where a default has changed
 since, the cell is not taken for finished.
@@ -13,10 +14,13 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from ciper.checkpoint import save_checkpoint
 from ciper.config import to_dict
@@ -144,6 +148,28 @@ class CellStore:
             ) from error
         self._known[self.key(cell)] = result
         shutil.rmtree(self.run_folder(cell), ignore_errors=True)
+
+    @contextmanager
+    def claimed(self, cell: Cell) -> Iterator[bool]:
+        """Whether the cell is this process's to run until the block ends.
+
+        It is not while another process works on it, nor once it is finished. The system frees the
+        lock of a process that was killed.
+        """
+        path = self.folder / f"{self.key(cell)}.lock"
+        lock = FileLock(path, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            yield False
+            return
+        try:
+            yield self.result(cell) is None
+        finally:
+            lock.release()
+            # Whoever waits for this file finds the cell finished, or else the file in its place.
+            if self.result(cell) is not None:
+                path.unlink(missing_ok=True)
 
     def run_folder(self, cell: Cell) -> Path:
         """Where an unfinished training keeps what it needs to go on."""
