@@ -3,8 +3,8 @@
 Rays live in the *heading frame*: x to the right, y forward along the heading, z up, level with the
 ground. Pitch lifts the view (up positive), roll turns the camera clockwise as its holder sees it
 (right side down positive). A nadir camera is a pinhole with pitch -90: the top of its image points
-along the heading. All cameras have square pixels and their principal point in the middle of the
-image, except that an equirectangular one may cover any vertical range.
+along the heading. All cameras have square pixels. A pinhole's principal point lies in the middle of
+the image unless it is given; an equirectangular camera may cover any vertical range.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class Camera:
         pitch_deg: elevation of the viewing axis, in [-90, 90].
         roll_deg: clockwise turn about the viewing axis, in [-180, 180].
         is_assumed: nothing told the field of view; see `assumed_cameras`.
+        principal_px: (u, v) of a pinhole's viewing axis, to which heading and pitch belong; None
+            means the middle of the photo. `hfov_deg` is that of the same lens about the middle.
     """
 
     projection: Projection
@@ -56,6 +58,7 @@ class Camera:
     pitch_deg: float = 0.0
     roll_deg: float = 0.0
     is_assumed: bool = False
+    principal_px: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.projection not in get_args(Projection):
@@ -84,6 +87,8 @@ class Camera:
             )
 
     def _complete_equirectangular(self) -> None:
+        if self.principal_px is not None:
+            raise CameraError("a panorama has no principal point; leave principal_px out")
         if not 0.0 < self.hfov_deg <= 360.0:
             raise CameraError(
                 f"a panorama cannot span {self.hfov_deg} degrees; expected more than 0, at most 360"
@@ -116,6 +121,11 @@ class Camera:
         if self.vfov_top_deg is None or self.vfov_bottom_deg is None:
             raise CameraError("a pinhole camera has no rows of equal elevation")
         return self.vfov_top_deg, self.vfov_bottom_deg
+
+    @property
+    def axis_px(self) -> tuple[float, float]:
+        """Pixel coordinates (u, v) of a pinhole's viewing axis."""
+        return self.principal_px or (self.width_px / 2.0, self.height_px / 2.0)
 
     @property
     def focal_px(self) -> float:
@@ -172,8 +182,8 @@ def rays_from_pixels(camera: Camera, u: ArrayLike, v: ArrayLike) -> FloatArray:
     """
     u, v = np.broadcast_arrays(np.asarray(u, np.float64), np.asarray(v, np.float64))
     if camera.projection == "pinhole":
-        along_right = (u - camera.width_px / 2.0) / camera.focal_px
-        along_up = (camera.height_px / 2.0 - v) / camera.focal_px
+        along_right = (u - camera.axis_px[0]) / camera.focal_px
+        along_up = (camera.axis_px[1] - v) / camera.focal_px
         rays = np.stack([along_right, np.ones_like(along_right), along_up], axis=-1)
         rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
     else:
@@ -211,8 +221,8 @@ def pixels_from_rays(
             out=np.full_like(along_forward, np.nan),
             where=is_ahead,
         )
-        u = camera.width_px / 2.0 + along_right * scale
-        v = camera.height_px / 2.0 - along_up * scale
+        u = camera.axis_px[0] + along_right * scale
+        v = camera.axis_px[1] - along_up * scale
     else:
         top_deg, bottom_deg = camera.vertical_range_deg
         bearing_deg = np.rad2deg(np.arctan2(along_right, along_forward))
@@ -228,7 +238,11 @@ def pixels_from_rays(
 
 @dataclass(frozen=True)
 class CameraOverrides:
-    """What a person or a table says about a camera; None leaves it to the photo's metadata."""
+    """What is said of a camera beside its photo; None leaves it to the photo's metadata.
+
+    A pinhole's `focal_px` stands for `hfov_deg`, whatever the width of the photo; `principal_px` is
+    that of `Camera`. Both are calibrations in pixels of the photo as it is.
+    """
 
     projection: str | None = None
     hfov_deg: float | None = None
@@ -236,6 +250,8 @@ class CameraOverrides:
     vfov_bottom_deg: float | None = None
     pitch_deg: float | None = None
     roll_deg: float | None = None
+    focal_px: float | None = None
+    principal_px: tuple[float, float] | None = None
 
 
 def camera_from_photo(
@@ -284,6 +300,8 @@ def _decide_projection(
             f"projection {named!r} is not supported; expected equirectangular or pinhole: "
             "say which one comes nearest, or convert the photo"
         )
+    if said.focal_px is not None:
+        return "pinhole"
     if said.hfov_deg is not None:
         return "equirectangular" if said.hfov_deg >= 180.0 else "pinhole"
     if said.vfov_top_deg is not None:
@@ -312,6 +330,8 @@ def _panorama(metadata: PhotoMetadata, size_px: tuple[int, int], said: CameraOve
 
 def _pinhole(metadata: PhotoMetadata, size_px: tuple[int, int], said: CameraOverrides) -> Camera:
     told_deg = said.hfov_deg
+    if told_deg is None and said.focal_px is not None:
+        told_deg = math.degrees(2.0 * math.atan(size_px[1] / (2.0 * said.focal_px)))
     if told_deg is None and metadata.focal_35mm is not None:
         told_deg = hfov_from_focal_35mm(metadata.focal_35mm, size_px=size_px)
     return Camera(
@@ -324,6 +344,7 @@ def _pinhole(metadata: PhotoMetadata, size_px: tuple[int, int], said: CameraOver
         pitch_deg=_first(said.pitch_deg, metadata.pitch_deg, 0.0),
         roll_deg=_first(said.roll_deg, metadata.roll_deg, 0.0),
         is_assumed=told_deg is None,
+        principal_px=said.principal_px,
     )
 
 

@@ -90,6 +90,34 @@ def test_pitch_lifts_and_roll_lowers_the_right_side(make: Any) -> None:
         np.testing.assert_allclose(right_side, ray, atol=1e-12)
 
 
+def test_principal_point_off_the_middle() -> None:
+    """f = 100 px; the axis 10 px left of the middle and 20 px above it."""
+    camera = _pinhole(principal_px=(90.0, 30.0))
+    assert rays_from_pixels(camera, 90, 30) == pytest.approx(np.array([0, 1, 0]))
+    assert rays_from_pixels(camera, 190, 30) == pytest.approx(np.array([HALF, HALF, 0]))
+    assert rays_from_pixels(camera, 90, 130) == pytest.approx(np.array([0, HALF, -HALF]))
+    u, v, is_visible = pixels_from_rays(camera, [[1, 1, 0], [-1, 1, 0], [0, 1, 0.31], [0, 1, -0.6]])
+    assert u == pytest.approx([190, -10, 90, 90])
+    assert v == pytest.approx([30, 30, -1, 90])
+    assert is_visible.tolist() == [True, False, False, True]
+    with pytest.raises(CameraError, match="no principal point"):
+        _sphere(principal_px=(90.0, 30.0))
+
+
+def test_a_calibration_in_pixels_makes_a_pinhole() -> None:
+    """KITTI's rectified left colour camera: 81 degrees, the axis 11 px left of the middle."""
+    said = CameraOverrides(focal_px=721.5377, principal_px=(610.0593, 173.354))
+    camera = camera_from_photo(Image.new("RGB", (1242, 375)), said)
+    assert (camera.projection, camera.is_assumed) == ("pinhole", False)
+    assert camera.focal_px == pytest.approx(721.5377)
+    assert camera.hfov_deg == pytest.approx(81.42, abs=0.02)
+    left, right = rays_from_pixels(camera, [0, 1242], [173.354, 173.354])
+    assert left[0] / left[1] == pytest.approx(-610.0593 / 721.5377)
+    assert right[0] / right[1] == pytest.approx(631.9407 / 721.5377)
+    # Even a photo twice as wide as high, which otherwise would be taken for a sphere.
+    assert camera_from_photo(Image.new("RGB", (200, 100)), said).projection == "pinhole"
+
+
 def test_nadir_camera_has_its_heading_at_the_top() -> None:
     nadir = Camera("pinhole", 100, 200, 90.0, pitch_deg=-90.0)
     np.testing.assert_allclose(rays_from_pixels(nadir, 100, 50), (0, 0, -1), atol=1e-12)
