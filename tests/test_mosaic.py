@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ciper.data.mosaic import gallery_images, mercator_transform, thinned, write_rasters
+from ciper.data.protocol import AerialImage, Protocol
+from ciper.errors import DatasetError
+from ciper.gallery.inspect import inspect_raster
+from ciper.gallery.raster import Mosaic, read_chip
+from ciper.geo import LocalFrame
+
+SIDE_PX, GSD = 640, 0.2
+
+
+def _image(path: Path, *, lat: float = 49.015, lon: float = 8.4) -> AerialImage:
+    return AerialImage(path, lat=lat, lon=lon, gsd=GSD, side_px=SIDE_PX)
+
+
+def _moved(image: AerialImage, east_m: float, north_m: float) -> AerialImage:
+    frame = LocalFrame(lat=image.lat, lon=image.lon)
+    lat, lon = frame.to_geographic(x=east_m, y=north_m)
+    return _image(image.path, lat=float(lat), lon=float(lon))
+
+
+def _write(path: Path, marks: dict[tuple[int, int], tuple[int, int, int]]) -> None:
+    pixels = np.full((SIDE_PX, SIDE_PX, 3), 40, np.uint8)
+    for (row, column), colour in marks.items():
+        pixels[row : row + 10, column : column + 10] = colour
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.mark.parametrize(("lat", "lon"), [(49.015, 8.4), (-33.9, 151.2), (42.3, -83.2)])
+def test_georeference_is_that_of_true_metres(lat: float, lon: float) -> None:
+    image = _image(Path("x.png"), lat=lat, lon=lon)
+    a, b, c, d, e, f = mercator_transform(image)
+    to_local = LocalFrame(lat=lat, lon=lon).local_from_crs("EPSG:3857")
+    u, v = np.array([0.0, 640.0, 0.0, 480.0]), np.array([0.0, 0.0, 640.0, 160.0])
+    x, y = to_local(a * u + b * v + c, d * u + e * v + f)
+    assert x == pytest.approx((u - 320) * GSD, abs=0.002)
+    assert y == pytest.approx((320 - v) * GSD, abs=0.002)
+
+
+def test_chips_of_the_rasters_show_what_lies_there(tmp_path: Path) -> None:
+    """A red mark in the north-east of an image, a blue one in its south-west."""
+    source = tmp_path / "set" / "one & only.png"
+    source.parent.mkdir()
+    # 30 m east and 20 m north of the centre is column 320 + 150, row 320 - 100.
+    _write(source, {(215, 465): (255, 0, 0), (395, 195): (0, 0, 255)})
+    image = _image(source)
+    made = write_rasters([image], tmp_path / "vrt")
+    assert not made.problems
+    with Mosaic([inspect_raster(made.rasters[0])]) as mosaic:
+        chip, is_valid = read_chip(mosaic, lat=image.lat, lon=image.lon, size_px=256, gsd=0.5)
+    assert is_valid[10:-10, 10:-10].all()
+    assert chip[128 - 40, 128 + 60].tolist() == [255, 0, 0]
+    # 24 m west and 16 m south.
+    assert chip[128 + 32, 128 - 48].tolist() == [0, 0, 255]
+    assert chip[128 + 40, 128 + 60].tolist() == [40, 40, 40]
+
+
+def test_an_image_of_another_size_shows_the_same_square(tmp_path: Path) -> None:
+    Image.new("L", (320, 320), 90).save(tmp_path / "half.png")
+    raster = write_rasters([_image(tmp_path / "half.png")], tmp_path / "vrt").rasters[0]
+    info = inspect_raster(raster)
+    full = mercator_transform(_image(tmp_path / "half.png"))
+    assert info.transform[0] == pytest.approx(2 * full[0])
+    assert info.transform[2] == pytest.approx(full[2])
+    assert len(info.bands) == 1
+
+
+def test_written_once_and_again_only_if_they_differ(tmp_path: Path) -> None:
+    _write(tmp_path / "a.png", {})
+    image = _image(tmp_path / "a.png")
+    raster = write_rasters([image], tmp_path / "vrt").rasters[0]
+    before = raster.stat().st_mtime_ns
+    assert write_rasters([image], tmp_path / "vrt").rasters == (raster,)
+    assert raster.stat().st_mtime_ns == before
+
+
+def test_what_cannot_be_read_is_left_out_and_named(tmp_path: Path) -> None:
+    _write(tmp_path / "good.png", {})
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    bad, gone = _image(tmp_path / "bad.png"), _image(tmp_path / "gone.png")
+    made = write_rasters([bad, _image(tmp_path / "good.png"), gone], tmp_path / "vrt")
+    assert len(made.rasters) == 1
+    assert [problem.partition(":")[0] for problem in made.problems] == [
+        str(tmp_path / "bad.png"),
+        str(tmp_path / "gone.png"),
+    ]
+    with pytest.raises(DatasetError, match="none of 2 aerial images can be read"):
+        write_rasters([bad, gone], tmp_path / "vrt")
+
+
+def test_thinning_keeps_a_cover() -> None:
+    """Frames every 3 m for 600 m: with sides of 128 m about one in eleven stays."""
+    first = _image(Path("x.png"))
+    frames = [_moved(first, 3.0 * i, 0.1 * i) for i in range(200)]
+    kept = thinned(frames)
+    assert kept[0] == frames[0]
+    assert 15 <= len(kept) <= 20
+    frame = LocalFrame(lat=first.lat, lon=first.lon)
+
+    def place(image: AerialImage) -> np.ndarray:
+        return np.stack(frame.to_local(lat=image.lat, lon=image.lon))
+
+    for image in frames:
+        nearest = min(np.hypot(*(place(image) - place(k))) for k in kept)
+        assert nearest <= 0.25 * 128.0 + 1.0
+
+
+def test_published_galleries_are_not_thinned() -> None:
+    images = tuple(_moved(_image(Path("x.png")), 3.0 * i, 0.0) for i in range(3))
+    protocol = Protocol("vigor", {}, (), references=images)
+    assert gallery_images(protocol) == images
