@@ -20,17 +20,13 @@ from ciper.data.datasets import ProtocolOptions, Reading, read_protocol
 from ciper.data.kitti import (
     NUM_CIPER_TRAIN,
     NUM_PUBLISHED,
-    Label,
     drawn_label,
-    find_list,
     gsd_at,
     published_cut,
-    read_calibration,
     read_kitti,
-    read_list,
-    read_oxts,
     told_by,
 )
+from ciper.data.kitti_files import Label, find_list, read_calibration, read_list, read_oxts
 from ciper.data.protocol import AerialImage, Protocol, Sample
 from ciper.errors import DatasetError
 from ciper.geo import LocalFrame, forward, right
