@@ -9,7 +9,7 @@ true-north local frame.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ciper.geo import forward, heading_error_deg, right
+from ciper.ranking import count_against
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -24,6 +25,9 @@ Bools = NDArray[np.bool_]
 
 # The rank of a query whose place is not in the gallery: no k reaches it.
 NO_REFERENCE = np.iinfo(np.int64).max
+
+# How many reference descriptors are compared with the queries at once.
+BLOCK_SIZE = 4096
 
 CORRECT_WITHIN_M = 5.0
 NUM_CALIBRATION_BINS = 15
@@ -53,7 +57,7 @@ def ranks_from_similarity(
     is_against = ~(similarity < threshold[:, None])
     is_against[np.arange(len(true)), true] = False
     if excluded is not None:
-        rows, columns = _pairs(excluded)
+        rows, columns = _pairs(excluded, num_queries=len(true), num_references=similarity.shape[1])
         is_against[rows, columns] = False
     return np.where(true < 0, NO_REFERENCE, is_against.sum(axis=1, dtype=np.int64))
 
@@ -64,17 +68,17 @@ def ranks(
     true_index: ArrayLike,
     *,
     excluded: Sequence[Ints] | None = None,
-    block_size: int = 16_384,
+    block_size: int = BLOCK_SIZE,
 ) -> Ints:
     """`ranks_from_similarity` of inner products, without the Q x R matrix.
 
-    Products are summed in float64, and what lies within the rounding error of such a sum is a tie:
-    the order in which a matrix product adds up must not decide between equal descriptors.
+    The ranks are those of sums in float64, and what lies within the rounding error of such a sum is
+    a tie: the order in which a matrix product adds up must not decide between equal descriptors.
 
     Args:
         queries: (Q, D) descriptors.
         references: (R, D) descriptors, or (R, L, D) for L location descriptors per reference, of
-            which the most similar one counts.
+            which the most similar one counts. They may lie on disk as a memory map.
         true_index: (Q,) as in `ranks_from_similarity`.
         excluded: As in `ranks_from_similarity`.
         block_size: How many descriptors are compared at once; bounds the memory.
@@ -82,50 +86,37 @@ def ranks(
     Returns:
         (Q,) ranks from 0 to R - 1, or `NO_REFERENCE`.
     """
+    nothing = [np.empty(0, dtype=np.int64)] * len(np.asarray(queries))
+    return ranks_and_hit_ranks(
+        queries,
+        references,
+        true_index,
+        semi_positives=nothing if excluded is None else excluded,
+        block_size=block_size,
+    )[1]
+
+
+def ranks_and_hit_ranks(
+    queries: ArrayLike,
+    references: ArrayLike,
+    true_index: ArrayLike,
+    *,
+    semi_positives: Sequence[Ints],
+    block_size: int = BLOCK_SIZE,
+) -> tuple[Ints, Ints]:
+    """`ranks` against the whole gallery and without each query's semi-positives, in one pass.
+
+    Both are what `retrieval_metrics` asks for. Args as in `ranks`, `semi_positives` as its
+    `excluded`.
+    """
     queries, references = np.asarray(queries), np.asarray(references)
     if references.ndim == 2:
         references = references[:, None, :]
-    true = _check_index(true_index, num_queries=len(queries), num_references=len(references))
-    counts = np.empty(len(queries), dtype=np.int64)
-    for rows in _blocks(len(queries), 512):
-        counts[rows] = _ranks_of_block(
-            queries[rows].astype(np.float64),
-            references,
-            true[rows],
-            excluded=None if excluded is None else excluded[rows],
-            step=max(1, block_size // references.shape[1]),
-        )
-    return np.where(true < 0, NO_REFERENCE, counts)
-
-
-def _ranks_of_block(
-    queries: Floats, references: NDArray[Any], true: Ints, *, excluded: Any, step: int
-) -> Ints:
-    rounding = 4.0 * queries.shape[1] * np.finfo(np.float64).eps
-    query_norm = np.linalg.norm(queries, axis=1)
-    own = references[true].astype(np.float64)
-    # Overflow and NaN are answers here (they count against), not accidents.
-    with np.errstate(invalid="ignore", over="ignore"):
-        own_similarity = np.einsum("qd,qld->ql", queries, own).max(axis=1)
-        own_norm = np.linalg.norm(own, axis=2).max(axis=1)
-    pairs = None if excluded is None else _pairs(excluded)
-    counts = np.zeros(len(queries), dtype=np.int64)
-    for columns in _blocks(len(references), step):
-        block = references[columns].astype(np.float64)
-        with np.errstate(invalid="ignore", over="ignore"):
-            similarity = (queries @ block.reshape(-1, block.shape[2]).T).reshape(
-                len(queries), block.shape[0], block.shape[1]
-            )
-            norm = np.linalg.norm(block, axis=2).max(axis=1)
-            margin = rounding * query_norm[:, None] * (own_norm[:, None] + norm)
-            is_against = ~(similarity.max(axis=2) < own_similarity[:, None] - margin)
-        is_own = (true >= columns.start) & (true < columns.stop)
-        is_against[is_own, true[is_own] - columns.start] = False
-        if pairs is not None:
-            is_here = (pairs[1] >= columns.start) & (pairs[1] < columns.stop)
-            is_against[pairs[0][is_here], pairs[1][is_here] - columns.start] = False
-        counts += is_against.sum(axis=1)
-    return counts
+    sizes = {"num_queries": len(queries), "num_references": len(references)}
+    true, left_out = _check_index(true_index, **sizes), _pairs(semi_positives, **sizes)
+    counts = count_against(queries, references, true, left_out=left_out, block_size=block_size)
+    whole, without = (np.where(true < 0, NO_REFERENCE, count) for count in counts)
+    return whole, without
 
 
 def true_and_semi_positive_chips(
@@ -449,13 +440,13 @@ def _check_confidence(confidence: ArrayLike, is_correct: ArrayLike) -> tuple[Flo
     return confidence, is_correct
 
 
-def _pairs(excluded: Sequence[Ints]) -> tuple[Ints, Ints]:
+def _pairs(excluded: Sequence[Ints], *, num_queries: int, num_references: int) -> tuple[Ints, Ints]:
     """Lists of columns per row as (rows, columns)."""
-    rows = np.repeat(np.arange(len(excluded)), [len(columns) for columns in excluded])
+    if len(excluded) != num_queries:
+        raise ValueError(f"{len(excluded)} lists of excluded references: expected {num_queries}")
+    lengths = np.array([len(columns) for columns in excluded], dtype=np.int64)
+    rows = np.repeat(np.arange(num_queries), lengths)
     columns = np.concatenate([np.asarray(c, np.int64) for c in excluded]) if len(rows) else rows
+    if ((columns < 0) | (columns >= num_references)).any():
+        raise ValueError(f"an excluded reference lies outside [0, {num_references})")
     return rows, columns
-
-
-def _blocks(length: int, step: int) -> Iterator[slice]:
-    for start in range(0, length, step):
-        yield slice(start, min(start + step, length))
