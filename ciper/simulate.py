@@ -26,6 +26,7 @@ from ciper.city.render import (
     random_light,
     render_panoramas,
 )
+from ciper.data.datasets import DATASETS
 from ciper.data.nadir import NadirConfig, cut_nadir_photos
 from ciper.data.poses import PhotoPose, write_poses
 from ciper.data.preprocess import reproject
@@ -42,6 +43,8 @@ BORDER_M = 32.0
 CAMERA_HEIGHT_M = (1.5, 2.6)
 PANORAMA_PX = (512, 1024)
 PINHOLE_PX = (480, 640)
+# Every list of photos of a data set's layout has at least one.
+NUM_LAYOUT_PARTS = 4
 _JPEG_QUALITY = 90
 # The drone's photos are cut out of an image this many times as fine as the aerial one.
 _NADIR_FINENESS = 2
@@ -59,6 +62,9 @@ class SimulateConfig:
         gsd: metres per pixel of the aerial image, in UTM's metres.
         rasters: cut the nadir photos out of these georeferenced rasters (files, folders or globs),
             and make no city.
+        layout: write the folders and files of this data set instead, see `ciper.layouts`. Its
+            cameras, gsd and places on Earth are its own.
+        has_whole_offsets: VIGOR's offsets are whole pixels, as published; else exact.
     """
 
     seed: int = 7
@@ -67,6 +73,8 @@ class SimulateConfig:
     camera: str = "panorama"
     gsd: float = 0.5
     rasters: tuple[Path | str, ...] = ()
+    layout: str | None = None
+    has_whole_offsets: bool = True
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -81,15 +89,31 @@ class SimulateConfig:
         if not 0.05 <= self.gsd <= 10.0:
             raise ConfigError(f"gsd {self.gsd} is not between 0.05 and 10 m/px")
         parse_camera(self.camera)
+        if self.layout is not None:
+            self._check_layout(self.layout)
         if self.rasters and self.camera != "nadir":
             raise ConfigError(
                 f"camera {self.camera!r} cannot photograph rasters: they are flat; use nadir"
             )
 
+    def _check_layout(self, layout: str) -> None:
+        if layout not in DATASETS:
+            raise ConfigError(f"--layout {layout}; expected {', '.join(DATASETS)}")
+        if self.camera != "panorama" or self.rasters:
+            raise ConfigError(
+                f"--layout {layout} has a camera and a city of its own; leave --camera and "
+                "--rasters out"
+            )
+        if self.num_photos < NUM_LAYOUT_PARTS:
+            raise ConfigError(
+                f"num_photos {self.num_photos} is too few for --layout {layout}; expected "
+                f"{NUM_LAYOUT_PARTS} or more: one for each of its lists"
+            )
+
 
 @dataclass(frozen=True)
 class SimulateResult:
-    """What was written: the folder, the aerial image (if a city was made) and the table."""
+    """What was written: the folder, the aerial image (if one of a city) and the table."""
 
     out: Path
     aerial: Path | None
@@ -123,6 +147,9 @@ def simulate(
 ) -> SimulateResult:
     """Write OUT/aerial.tif, OUT/photos/*.jpg and OUT/poses.csv, all at once or not at all.
 
+    With a layout, write that data set's folders and files instead, and OUT/truth.csv, which has the
+    columns of poses.csv.
+
     Raises:
         OutputError: OUT exists and is not an empty folder, or cannot be written.
         ConfigError: the city has no place for a camera.
@@ -132,15 +159,24 @@ def simulate(
     tell = progress or (lambda _what, _done, _total: None)
     if not is_free(out):
         raise OutputError(f"{out} exists and is not empty; name a new folder or remove it")
+    table = "poses.csv" if config.layout is None else "truth.csv"
     with finished_folder(out, RasterioError) as folder:
-        (folder / "photos").mkdir()
-        if config.rasters:
-            poses = _photograph_rasters(folder, config, config.rasters, tell)
-        else:
-            poses = _photograph_city(folder, config, tell)
-        write_poses(folder / "poses.csv", poses)
-    aerial = None if config.rasters else out / "aerial.tif"
-    return SimulateResult(out, aerial, out / "poses.csv", len(poses))
+        poses = _write_all(folder, config, tell)
+        write_poses(folder / table, poses)
+    has_aerial = not config.rasters and config.layout is None
+    return SimulateResult(out, out / "aerial.tif" if has_aerial else None, out / table, len(poses))
+
+
+def _write_all(folder: Path, config: SimulateConfig, tell: Progress) -> tuple[PhotoPose, ...]:
+    if config.layout is not None:
+        # Imported here because the layouts are made of this module's parts.
+        from ciper.layouts import write_layout
+
+        return write_layout(folder, config.layout, config, tell)
+    (folder / "photos").mkdir()
+    if config.rasters:
+        return _photograph_rasters(folder, config, config.rasters, tell)
+    return _photograph_city(folder, config, tell)
 
 
 # ------------------------------------------------------------------------------------------- city
@@ -206,26 +242,28 @@ def _photograph_streets(
         shot = random_shot(float(x), float(y), config.camera, rng)
         photo = degrade(take_photo(scene, shot, rng), rng)
         path = folder / "photos" / f"{i:05d}.jpg"
-        pose = _true_pose(path, shot, city, frame)
+        pose = true_pose(path, shot, city, frame)
         _save_photo(photo, pose, shot.camera)
         poses.append(pose)
         tell("taking photos", i + 1, config.num_photos)
     return tuple(poses)
 
 
-def inner_sites(city: City, num: int, rng: np.random.Generator) -> FloatArray:
+def inner_sites(
+    city: City, num: int, rng: np.random.Generator, *, border_m: float = BORDER_M
+) -> FloatArray:
     """Random camera places (num, 2) away from the border, different ones as far as they go.
 
     Raises:
         ConfigError: the city has none.
     """
     sites = city.camera_sites[:, :2]
-    is_inner = (sites >= BORDER_M).all(axis=1) & (sites <= city.size_m - BORDER_M).all(axis=1)
+    is_inner = (sites >= border_m).all(axis=1) & (sites <= city.size_m - border_m).all(axis=1)
     sites = sites[is_inner]
     if len(sites) == 0 and num > 0:
         raise ConfigError(
             f"a city of {city.size_m:g} m with seed {city.seed} has no place for a camera "
-            f"{BORDER_M:g} m from its border; make it larger or change the seed"
+            f"{border_m:g} m from its border; make it larger or change the seed"
         )
     rounds = [rng.permutation(len(sites)) for _ in range(math.ceil(num / max(1, len(sites))))]
     chosen = np.concatenate([*rounds, np.empty(0, dtype=np.intp)])[:num].astype(np.intp)
@@ -297,7 +335,8 @@ def _strip_of(pinhole: Camera) -> Camera:
     )
 
 
-def _true_pose(path: Path, shot: Shot, city: City, frame: LocalFrame) -> PhotoPose:
+def true_pose(path: Path, shot: Shot, city: City, frame: LocalFrame) -> PhotoPose:
+    """The pose of a shot in a city whose middle is a frame's origin."""
     half = city.size_m / 2.0
     pose = frame.pose(x=shot.x - half, y=shot.y - half, heading_deg=shot.heading_deg)
     return PhotoPose(
