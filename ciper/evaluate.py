@@ -9,28 +9,39 @@ is a failure in each of them, never left out.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ciper import metrics
+from ciper.asking import (
+    Progress,
+    batches,
+    found_of,
+    ignore_progress,
+    mean_descriptor,
+    one_line,
+    without_gaps,
+)
+from ciper.data.datasets import ProtocolOptions, parse_spec, read_protocol
 from ciper.data.photos import find_photos
 from ciper.data.poses import PhotoPose, read_poses
+from ciper.data.shown import ShownPose
 from ciper.errors import CameraError, ConfigError, PhotoError
 from ciper.files import finished_folder
 from ciper.geo import LocalFrame
 from ciper.localize import Localization, Localizer, Match
-from ciper.model.load import Model
+from ciper.model.load import Model, load_model
 from ciper.model.model import ChipFeatures
 from ciper.posterior import Places, Posterior
 from ciper.prior import Near, Prior
-from ciper.report import Evaluation, check_replaceable, write_report
+from ciper.published import PublishedRun, evaluate_published
+from ciper.report import Evaluation, check_replaceable, write_metrics, write_report
 from ciper.scoring import (
     EvaluateOptions,
     Found,
@@ -42,90 +53,150 @@ from ciper.scoring import (
 )
 
 Ints = NDArray[np.int64]
-Progress = Callable[[str, int, int], None]
 
-DATASETS = ("vigor", "kitti", "ford")
 CHIPS_AT_ONCE = 16
-
-
-def ignore_progress(_what: str, _done: int, _total: int) -> None:
-    """The silent progress callback."""
 
 
 def evaluate(
     spec: str,
     out: Path,
     *,
-    gallery: str | Path | None,
+    gallery: str | Path | None = None,
     model: str | Path | Model = "ground",
     seed: int = 0,
     device: str | None = None,
     options: EvaluateOptions | None = None,
+    protocol: ProtocolOptions | None = None,
+    is_on_grid: bool = False,
     progress: Progress = ignore_progress,
 ) -> dict[str, Any]:
     """Measure a model on photos with known poses and write a report.
 
     Args:
-        spec: a table of poses, POSES.csv.
+        spec: a table of poses, POSES.csv, or a data set of the field, see `data.datasets`.
         out: the report's folder: metrics.json, per_query.parquet, report.md and plots. It appears
             when all is done; a report that is there already is replaced.
-        gallery: folder written by `ciper index` with the same model.
+        gallery: folder written by `ciper index` with the same model; a data set brings its own,
+            but on a grid it is made here, if it is not there yet.
         model: name or file of weights.
         seed: of the chips that are cut about the cameras, of the wrong priors and of the baselines.
         device: cpu, cuda or mps.
-        options: further measurements.
+        options: further measurements; not of a data set as published.
+        protocol: which queries are asked, and how; of data sets.
+        is_on_grid: ask a data set's queries among north-up chips on a grid, not in its own gallery.
         progress: called with (what, done, total).
 
     Returns:
         What metrics.json holds.
 
     Raises:
-        ConfigError: an unknown kind of spec, or no gallery.
+        ConfigError: options that do not belong together, or no gallery.
         OutputError: `out` holds something else or cannot be written.
-        PoseTableError, GalleryError, CheckpointError, PhotoError: an input cannot be used.
+        DatasetError, PoseTableError, GalleryError, CheckpointError, PhotoError: an input cannot be
+            used.
     """
-    started, options = time.perf_counter(), options or EvaluateOptions()
-    poses = _read_spec(spec)
-    if gallery is None:
-        raise ConfigError(f"{spec} needs a gallery to be found in; name it with --gallery")
-    check_replaceable(Path(out))
-    with finished_folder(Path(out)) as folder:
-        localizer = Localizer(gallery, model, device)
+    options = options or EvaluateOptions()
+    if parse_spec(spec) is None:
+        if protocol is not None:
+            raise ConfigError(f"{spec} is no data set with splits; leave their options out")
+        if gallery is None:
+            raise ConfigError(f"{spec} needs a gallery to be found in; name it with --gallery")
+        asked = _Asked(spec, read_poses(spec), Path(gallery), model, device, options, seed)
+        return _evaluate_in_gallery(asked, Path(out), progress)
+    chosen = protocol or ProtocolOptions(seed=seed)
+    if is_on_grid:
+        asked = _asked_on_grid(
+            _Asked(spec, (), _needed(gallery, spec), model, device, options, seed), chosen, progress
+        )
+        return _evaluate_in_gallery(asked, Path(out), progress)
+    _check_published(spec, gallery, options)
+    run = PublishedRun(spec, chosen, model, device, seed)
+    return evaluate_published(run, Path(out), progress)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Photos with known poses, and the gallery that they are looked for in."""
+
+    spec: str
+    poses: tuple[PhotoPose, ...]
+    gallery: Path
+    model: str | Path | Model
+    device: str | None
+    options: EvaluateOptions
+    seed: int
+    notes: tuple[str, ...] = ()
+
+
+def _evaluate_in_gallery(asked: _Asked, out: Path, progress: Progress) -> dict[str, Any]:
+    started, options, seed = time.perf_counter(), asked.options, asked.seed
+    check_replaceable(out)
+    with finished_folder(out) as folder:
+        localizer = Localizer(asked.gallery, asked.model, asked.device)
         foreign = _foreign_poses(options.foreign)
-        queries = _ask(localizer, poses, options, seed, progress)
+        queries = _ask(localizer, asked.poses, options, seed, progress)
         _rank(localizer, queries)
         _ask_in_chips(localizer, queries, seed, progress)
         chips = localizer.gallery.chips
         places = Places.around(chips.lat, chips.lon, chip_m=localizer.model.chip_m)
         setting = Setting(places, options, seed)
-        figures = {**_described(localizer, spec, seed), **figures_of(queries, setting)}
+        figures = {**_described(localizer, asked.spec, seed), **figures_of(queries, setting)}
         foreign_confidence, problems = _confidence_of(localizer, foreign, progress)
         if foreign:
             figures["foreign"] = foreign_figures(
                 queries, foreign_confidence, num_unreadable=len(problems)
             )
         figures["warnings"] = [
+            *asked.notes,
             *_warnings_of(queries),
             *_warnings_of_model(localizer, queries),
             *_warnings_of_foreign(problems, foreign),
         ]
         figures["seconds"] = time.perf_counter() - started
-        figures = metrics.finite_or_none(figures)
-        text = json.dumps(figures, indent=2, allow_nan=False) + "\n"
-        (folder / "metrics.json").write_text(text, encoding="utf-8")
+        figures = write_metrics(folder, figures)
         evaluation = Evaluation(queries, figures, setting, localizer, foreign_confidence)
         write_report(folder, evaluation, progress)
     return figures
 
 
-def _read_spec(spec: str) -> tuple[PhotoPose, ...]:
-    kind = spec.partition(":")[0].lower()
-    if kind in DATASETS:
+# --------------------------------------------------------------------------------------- data sets
+
+
+def _asked_on_grid(asked: _Asked, chosen: ProtocolOptions, progress: Progress) -> _Asked:
+    """The queries of a data set, and a gallery of its imagery that knows none of their poses."""
+    # Writing galleries needs more than asking in them.
+    from ciper.data.mosaic import index_imagery
+
+    protocol = read_protocol(asked.spec, chosen)
+    made = asked.model
+    model = made if isinstance(made, Model) else load_model(made, asked.device)
+    notes = index_imagery(protocol, asked.gallery, model, progress)
+    poses = tuple(ShownPose.of(sample) for sample in protocol.samples)
+    return replace(asked, poses=poses, model=model, notes=(*protocol.notes, *notes))
+
+
+def _needed(gallery: str | Path | None, spec: str) -> Path:
+    if gallery is None:
         raise ConfigError(
-            f"{spec!r} asks for a benchmark that this version cannot read yet; expected a table of "
-            "poses, POSES.csv"
+            f"{spec} on a grid needs a folder for the gallery of its imagery, which is made if it "
+            "is not there; name it with --gallery"
         )
-    return read_poses(spec)
+    return Path(gallery)
+
+
+def _check_published(spec: str, gallery: str | Path | None, options: EvaluateOptions) -> None:
+    if gallery is not None:
+        raise ConfigError(
+            f"{spec} brings a gallery of its own; leave --gallery out, or ask for --protocol grid"
+        )
+    if options != EvaluateOptions():
+        raise ConfigError(
+            f"{spec} as published has no --near-error, --near-radius and --foreign: leave them "
+            "out, or ask for --protocol grid"
+        )
+
+
+# ------------------------------------------------------------------------------------------ report
 
 
 def _described(localizer: Localizer, spec: str, seed: int) -> dict[str, Any]:
@@ -204,7 +275,7 @@ def _ask(
         try:
             query.encoded = localizer.read_posed(pose)
         except (PhotoError, CameraError) as error:
-            query.problem = " ".join(str(error).split())
+            query.problem = one_line(error)
         else:
             _ask_everywhere(localizer, query)
             if options.near is not None:
@@ -248,7 +319,7 @@ def _ask_in_chips(
     """Look for every photo in one chip that holds its camera uniformly in its central half."""
     header, half_m = localizer.gallery.header, localizer.model.chip_m / 4
     num_done = 0
-    for numbers in _batches(len(queries), CHIPS_AT_ONCE):
+    for numbers in batches(len(queries), CHIPS_AT_ONCE):
         asked = [i for i in numbers if queries[i].encoded is not None and queries[i].true_chip >= 0]
         places, pixels, valid = [], [], []
         for i in asked:
@@ -306,30 +377,15 @@ def _held_against(
     pose = posterior.places.pose(posterior.mode)
     x_m, y_m = LocalFrame(lat=truth.lat, lon=truth.lon).to_local(lat=pose.lat, lon=pose.lon)
     true_xy = posterior.places.to_local(lat=truth.lat, lon=truth.lon)
-    denser_mass, credible_mass = posterior.highest_density_masses(*true_xy)
-    return Found(
+    found = found_of(posterior, features, confidence, true_xy=true_xy, seconds=seconds)
+    return replace(
+        found,
         x_m=float(x_m),
         y_m=float(y_m),
         lat=pose.lat,
         lon=pose.lon,
         heading_deg=pose.heading_deg if posterior.says_heading else np.nan,
-        confidence=confidence,
-        in_gallery_prob=1.0 - posterior.outside_prob,
-        features=features,
-        denser_mass=denser_mass,
-        credible_mass=credible_mass,
-        log_density=posterior.log_density(*true_xy),
-        radius_50_m=posterior.radius_m(0.5),
-        radius_90_m=posterior.radius_m(0.9),
-        heading_sigma_deg=posterior.heading_sigma_deg,
-        seconds=seconds,
-        says_heading=posterior.says_heading,
     )
-
-
-def _batches(num_items: int, size: int) -> Iterator[range]:
-    for start in range(0, num_items, size):
-        yield range(start, min(start + size, num_items))
 
 
 # ---------------------------------------------------------------------------------- foreign photos
@@ -355,7 +411,7 @@ def _confidence_of(
         try:
             found = localizer.answer(localizer.read_posed(pose))
         except (PhotoError, CameraError) as error:
-            problems.append(" ".join(str(error).split()))
+            problems.append(one_line(error))
         else:
             confidences.append(found.confidence)
         progress("foreign photos", i, len(poses))
@@ -371,28 +427,15 @@ def _rank(localizer: Localizer, queries: Sequence[Query]) -> None:
     if not asked:
         return
     codes = [query.encoded.code for query in asked if query.encoded is not None]
-    descriptors = torch.stack([code.descriptor.float().mean(0) for code in codes]).cpu().numpy()
-    references = _without_gaps(np.asarray(localizer.gallery.descriptors[:]))
+    descriptors = np.stack([mean_descriptor(code) for code in codes])
+    references = without_gaps(np.asarray(localizer.gallery.descriptors[:]))
     true = np.array([query.true_chip for query in asked], dtype=np.int64)
     semi_positives = [_semi_positives(localizer, query) for query in asked]
-    all_ranks = metrics.ranks(descriptors, references, true)
-    hit_ranks = metrics.ranks(descriptors, references, true, excluded=semi_positives)
+    all_ranks, hit_ranks = metrics.ranks_and_hit_ranks(
+        descriptors, references, true, semi_positives=semi_positives
+    )
     for query, rank, hit_rank in zip(asked, all_ranks.tolist(), hit_ranks.tolist(), strict=True):
         query.rank, query.hit_rank = rank, hit_rank
-
-
-def _without_gaps(descriptors: NDArray[np.float16]) -> NDArray[np.float16]:
-    """(R, L, D) where a location without imagery (NaN) repeats the chip's first other one.
-
-    The largest similarity over a chip's locations is then that of the locations with imagery. A
-    chip without any stays NaN and counts against the answer.
-    """
-    is_missing = ~np.isfinite(descriptors).all(axis=2)
-    first = np.argmin(is_missing, axis=1)
-    filled = descriptors.copy()
-    chips, locations = np.nonzero(is_missing)
-    filled[chips, locations] = descriptors[chips, first[chips]]
-    return filled
 
 
 def _semi_positives(localizer: Localizer, query: Query) -> Ints:

@@ -20,7 +20,7 @@ def offset_m(*, lat: ArrayLike, lon: ArrayLike, to_lat: ArrayLike, to_lon: Array
     arrays = (np.asarray(a, np.float64) for a in (lon, lat, to_lon, to_lat))
     lon, lat, to_lon, to_lat = np.broadcast_arrays(*arrays)
     azimuth_deg, _, length_m = _WGS84.inv(lon, lat, to_lon, to_lat)
-    return forward(azimuth_deg) * np.asarray(length_m)[..., None]
+    return np.asarray(forward(azimuth_deg) * np.asarray(length_m)[..., None], np.float64)
 
 
 def moved(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -14,14 +14,14 @@ import pyproj
 import torch
 from numpy.typing import NDArray
 
-from ciper.camera import Camera, CameraOverrides, camera_from_metadata
+from ciper.camera import Camera, CameraOverrides
 from ciper.data.poses import PhotoPose
-from ciper.data.preprocess import read_photo
+from ciper.data.preprocess import ReadPhoto, read_with_camera
 from ciper.errors import GalleryError
 from ciper.gallery.store import Gallery
 from ciper.geo import LocalFrame, Pose
 from ciper.logits import logsumexp
-from ciper.metadata import PhotoMetadata, read_metadata
+from ciper.metadata import PhotoMetadata
 from ciper.model.load import Calibration, Model, load_model
 from ciper.model.matcher import Evidence
 from ciper.model.model import ChipFeatures, PhotoCode
@@ -204,12 +204,8 @@ class Localizer:
         Raises:
             PhotoError, CameraError: the photo cannot be used.
         """
-        started = time.perf_counter()
-        pixels, metadata = read_photo(photo), read_metadata(photo)
-        lens = camera_from_metadata(metadata, size_px=pixels.shape[:2], overrides=camera)
         heading_deg = None if heading is None else heading.heading_deg
-        code = self.model.encode_photo(pixels, lens, heading_deg=heading_deg)
-        return EncodedPhoto(str(photo), lens, metadata, code, time.perf_counter() - started)
+        return self._encoded(str(photo), lambda: read_with_camera(photo, camera), heading_deg)
 
     def read_posed(self, pose: PhotoPose) -> EncodedPhoto:
         """Reads a photo of a table of poses, with what the table tells of its camera.
@@ -219,9 +215,15 @@ class Localizer:
         Raises:
             PhotoError, CameraError: the photo cannot be used.
         """
-        # Reading looks at the heading alone, not at its spread.
-        heading = None if pose.heading_deg is None else Heading(pose.heading_deg, sigma_deg=1.0)
-        return self.read(pose.photo, camera=pose.camera_overrides, heading=heading)
+        return self._encoded(str(pose.photo), pose.read, pose.heading_deg)
+
+    def _encoded(
+        self, photo: str, read: Callable[[], ReadPhoto], heading_deg: float | None
+    ) -> EncodedPhoto:
+        started = time.perf_counter()
+        pixels, camera, metadata = read()
+        code = self.model.encode_photo(pixels, camera, heading_deg=heading_deg)
+        return EncodedPhoto(photo, camera, metadata, code, time.perf_counter() - started)
 
     def answer(
         self, photo: EncodedPhoto, *, near: Near | None = None, heading: Heading | None = None
@@ -281,14 +283,8 @@ class Localizer:
 
     def judge(self, found: Match) -> tuple[Posterior, tuple[float, ...]]:
         """The calibrated posterior of some evidence, and what its confidence rests on."""
-        calibration = self.model.calibration
-        posterior = posterior_of(found.evidence, found.places, calibration)
-        if found.prior.says_something:
-            posterior = posterior.times(found.prior.log_position, found.prior.log_heading)
-        features = confidence_features(found.evidence, posterior, found.prior.on_coarse_cells)
-        # Who is within 5 m is in the gallery: the larger of the two models holds.
-        inside = max(logistic(calibration.in_gallery, features), self.confidence(features))
-        return posterior.with_outside(1.0 - inside), features
+        judged = judge(found.evidence, found.prior, self.model.calibration)
+        return judged.posterior, judged.features
 
     def confidence(self, features: Sequence[float]) -> float:
         """Probability that the answer lies within 5 m of the truth, and so in the gallery."""
@@ -357,6 +353,27 @@ def crs_name(wkt: str) -> str:
     """`EPSG:32633` and the like where the registry knows the CRS, else its WKT."""
     authority = pyproj.CRS.from_wkt(wkt).to_authority(min_confidence=90)
     return wkt if authority is None else ":".join(authority)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A calibrated posterior, what its confidence rests on, and the confidence."""
+
+    posterior: Posterior
+    features: tuple[float, ...]
+    confidence: float
+
+
+def judge(evidence: Evidence, prior: Prior, calibration: Calibration) -> Judged:
+    """What some evidence says with a prior on its chips."""
+    posterior = posterior_of(evidence, prior.places, calibration)
+    if prior.says_something:
+        posterior = posterior.times(prior.log_position, prior.log_heading)
+    features = confidence_features(evidence, posterior, prior.on_coarse_cells)
+    confidence = logistic(calibration.confidence, features)
+    # Who is within 5 m is in the gallery: the larger of the two models holds.
+    inside = max(logistic(calibration.in_gallery, features), confidence)
+    return Judged(posterior.with_outside(1.0 - inside), features, confidence)
 
 
 def posterior_of(evidence: Evidence, places: Places, calibration: Calibration) -> Posterior:

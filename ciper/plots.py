@@ -14,24 +14,26 @@ from numpy.typing import NDArray
 
 from ciper import metrics
 from ciper.drawing import DPI, FAINT, INK, PAPER, save_figure
-from ciper.scoring import (
-    Query,
-    Setting,
-    answers_of,
-    baseline_answers,
-    errors_about_truth,
-    errors_of,
-)
+from ciper.scoring import Query, answers_of, errors_about_truth, errors_of
 
 Floats = NDArray[np.float64]
 
-COLORS = {"end_to_end": "#1f6f8b", "end_to_end_near": "#2ca58d", "pose": "#e07a3f"}
+COLORS = {
+    "end_to_end": "#1f6f8b", "end_to_end_near": "#2ca58d", "pose": "#e07a3f",
+    "pose_untold": "#8e7cc3",
+}  # fmt: skip
 NAMES = {
     "end_to_end": "whole gallery",
     "end_to_end_near": "with the prior",
     "pose": "in the true chip",
+    "pose_untold": "in the true chip, nothing told",
 }
-FOUND = {"end_to_end": "whole", "end_to_end_near": "near", "pose": "in_chip"}
+FOUND = {
+    "end_to_end": "whole",
+    "end_to_end_near": "near",
+    "pose": "in_chip",
+    "pose_untold": "untold",
+}
 MAX_RECALL_M = 25.0
 LEVELS = np.linspace(0.0, 1.0, 101)
 
@@ -40,28 +42,38 @@ def draw_all(
     folder: Path,
     queries: Sequence[Query],
     figures: Mapping[str, Any],
-    setting: Setting,
+    baselines: Mapping[str, Mapping[str, Floats]],
     *,
     foreign_confidence: Sequence[float] = (),
 ) -> dict[str, str]:
-    """Write every plot into a folder; returns their file names by what they show."""
+    """Write the plots of the blocks that there are; returns their file names by what they show.
+
+    Args:
+        folder: to write to.
+        queries: with all answers.
+        figures: what metrics.json holds.
+        baselines: by block and baseline, `(N, 3)` answers about the true positions.
+        foreign_confidence: of photos that were taken elsewhere.
+    """
     blocks = [block for block in FOUND if block in figures]
     errors = {block: errors_of(queries, FOUND[block]).position_m for block in blocks}
-    baselines = {
-        f"{NAMES[block]}: {kind}": errors_about_truth(answer, queries).position_m
-        for block, answers in baseline_answers(queries, setting).items()
-        for kind, answer in answers.items()
-        if kind == "random"
+    random = {
+        f"{NAMES[block]}: random": errors_about_truth(baselines[block]["random"], queries)
+        for block in blocks
+        if block in baselines
     }
+    random_m = {name: found.position_m for name, found in random.items()}
     drawn: dict[str, Callable[[Figure], None]] = {
-        "errors": lambda figure: _draw_errors(figure, errors, baselines),
-        "recall": lambda figure: _draw_recall(figure, errors, baselines, queries),
-        "retrieval": lambda figure: _draw_retrieval(figure, queries, figures["num_references"]),
+        "errors": lambda figure: _draw_errors(figure, errors, random_m),
+        "recall": lambda figure: _draw_recall(figure, errors, random_m, queries),
         "heading": lambda figure: _draw_heading(figure, queries, blocks),
-        "calibration": lambda figure: _draw_calibration(
-            figure, queries, blocks, foreign_confidence
-        ),
     }
+    if "retrieval" in figures:
+        drawn["retrieval"] = lambda figure: _draw_retrieval(figure, queries, figures)
+    if "calibration_pose" in figures:
+        drawn["calibration"] = lambda figure: _draw_calibration(
+            figure, queries, blocks, foreign_confidence
+        )
     for name, draw in drawn.items():
         width = 13.0 if name == "calibration" else 7.5
         figure = Figure(figsize=(width, 4.8), dpi=DPI, facecolor=PAPER, layout="constrained")
@@ -97,7 +109,8 @@ def _draw_errors(
     curves = {NAMES[block]: (values, COLORS[block], "-") for block, values in errors.items()}
     for block in errors:
         name = f"{NAMES[block]}: random"
-        curves[name] = (baselines[name], COLORS[block], ":")
+        if name in baselines:
+            curves[name] = (baselines[name], COLORS[block], ":")
     for name, (values, color, style) in curves.items():
         ordered = np.sort(values)
         height = np.arange(1, len(values) + 1) / len(values)
@@ -121,8 +134,9 @@ def _draw_recall(
     distance = np.linspace(0, MAX_RECALL_M, 251)[1:]
     is_first_right = np.array([query.rank == 0 for query in queries])
     curves = [(NAMES[block], values, COLORS[block], "-") for block, values in errors.items()]
-    gated = np.where(is_first_right, errors["end_to_end"], np.inf)
-    curves.append(("whole gallery, first chip right", gated, COLORS["end_to_end"], "--"))
+    if "end_to_end" in errors:
+        gated = np.where(is_first_right, errors["end_to_end"], np.inf)
+        curves.append(("whole gallery, first chip right", gated, COLORS["end_to_end"], "--"))
     name = f"{NAMES['pose']}: random"
     curves.append((name, baselines[name], COLORS["pose"], ":"))
     for name, values, color, style in curves:
@@ -135,13 +149,15 @@ def _draw_recall(
     _legend(ax, "lower right")
 
 
-def _draw_retrieval(figure: Figure, queries: Sequence[Query], num_references: int) -> None:
+def _draw_retrieval(figure: Figure, queries: Sequence[Query], figures: Mapping[str, Any]) -> None:
+    num_references = figures["num_references"]
     ax = _axes(figure, f"Retrieval among {num_references} chips", "k", "recall@k", (1, 1, 1))
     k = np.unique(np.geomspace(1, num_references, 60).astype(int))
-    for name, ranks, color in (
-        ("by descriptor", [query.rank for query in queries], COLORS["end_to_end"]),
-        ("by evidence of all poses", [query.matched_rank for query in queries], COLORS["pose"]),
-    ):
+    curves = [("by descriptor", [query.rank for query in queries], COLORS["end_to_end"])]
+    if "retrieval_matched" in figures:
+        matched = [query.matched_rank for query in queries]
+        curves.append(("by evidence of all poses", matched, COLORS["pose"]))
+    for name, ranks, color in curves:
         recall = [metrics.recall_at_k(ranks, int(i)) for i in k]
         ax.plot(k, recall, color=color, lw=2.2, label=name, marker="o", ms=3)
     ax.plot(k, k / num_references, color=FAINT, ls=":", lw=1.3, label="random")
@@ -183,8 +199,9 @@ def _draw_calibration(
         covered = [metrics.coverage(*masses, float(level)) for level in LEVELS]
         ax.plot(LEVELS, covered, color=COLORS[block], lw=2.2, label=NAMES[block])
     _legend(ax, "upper left")
-    confidence = np.array([found.confidence for found in answers_of(queries, "whole")])
-    is_right = errors_of(queries, "whole").position_m < metrics.CORRECT_WITHIN_M
+    main = FOUND["end_to_end" if "end_to_end" in blocks else "pose"]
+    confidence = np.array([found.confidence for found in answers_of(queries, main)])
+    is_right = errors_of(queries, main).position_m < metrics.CORRECT_WITHIN_M
     _draw_reliability(figure, confidence, is_right)
     ax = _axes(figure, "Confidence", "confidence", "fraction of photos", (1, 3, 3))
     groups = [("within 5 m", confidence[is_right], "#2ca58d"),

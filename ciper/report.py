@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,14 @@ import pyarrow
 import pyarrow.parquet
 
 from ciper import plots
+from ciper.asking import Progress
 from ciper.data.preprocess import read_photo
 from ciper.errors import OutputError
 from ciper.files import is_free
 from ciper.localize import Localizer
+from ciper.metrics import finite_or_none
 from ciper.picture import answer_picture
-from ciper.scoring import Query, Setting, errors_of, table_of
-
-Progress = Callable[[str, int, int], None]
+from ciper.scoring import Query, Setting, baseline_answers, errors_of, table_of
 
 METRICS, TABLE, TEXT = "metrics.json", "per_query.parquet", "report.md"
 NUM_CASES = 6
@@ -71,16 +72,30 @@ def check_replaceable(out: Path) -> None:
         )
 
 
+def write_metrics(folder: Path, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Write metrics.json into a folder; returns what it holds."""
+    finite = finite_or_none(figures)
+    text = json.dumps(finite, indent=2, allow_nan=False) + "\n"
+    (folder / METRICS).write_text(text, encoding="utf-8")
+    return finite
+
+
 def write_report(folder: Path, evaluation: Evaluation, progress: Progress) -> None:
     """Write everything but metrics.json into a folder."""
-    table = pyarrow.table(table_of(evaluation.queries, evaluation.setting))
-    pyarrow.parquet.write_table(table, folder / TABLE, compression="zstd")
+    write_table(folder, table_of(evaluation.queries, evaluation.setting))
     pictures = plots.draw_all(
-        folder, evaluation.queries, evaluation.metrics, evaluation.setting,
+        folder, evaluation.queries, evaluation.metrics,
+        baseline_answers(evaluation.queries, evaluation.setting),
         foreign_confidence=evaluation.foreign_confidence,
     )  # fmt: skip
     cases = _draw_cases(folder, evaluation, progress)
     (folder / TEXT).write_text(_text(evaluation.metrics, pictures, cases), encoding="utf-8")
+
+
+def write_table(folder: Path, columns: Mapping[str, list[Any]]) -> None:
+    """Write per_query.parquet into a folder."""
+    table = pyarrow.table(dict(columns))
+    pyarrow.parquet.write_table(table, folder / TABLE, compression="zstd")
 
 
 # -------------------------------------------------------------------------------------------- cases
@@ -130,29 +145,28 @@ def _text(
 ) -> str:
     parts = [_introduction(figures)]
     parts += [f"> {warning}" for warning in figures["warnings"]]
-    parts.append("## Which chip?\n\n" + _retrieval_table(figures) + _image(pictures, "retrieval"))
+    parts.append("## Which chip?\n\n" + _retrieval_table(figures) + image(pictures, "retrieval"))
     parts.append(
         "## Where in the chip?\n\nOne chip per photo, cut so that the camera lies uniformly in its "
-        "central half; heading unknown.\n\n" + _table(figures, "pose", POSE_ROWS)
+        "central half; heading unknown.\n\n" + block_table(figures, "pose", POSE_ROWS)
     )
     parts.append(
         "## Where in the gallery?\n\nThe final answer over all queries; heading and place "
-        "unknown.\n\n" + _table(figures, "end_to_end", END_TO_END_ROWS)
+        "unknown.\n\n" + block_table(figures, "end_to_end", END_TO_END_ROWS)
     )
     if "end_to_end_near" in figures:
         near = figures["end_to_end_near"]
         parts.append(
             f"### With a prior {near['near_error_m']:g} m off, radius "
-            f"{near['near_radius_m']:g} m\n\n" + _table(figures, "end_to_end_near", END_TO_END_ROWS)
+            f"{near['near_radius_m']:g} m\n\n"
+            + block_table(figures, "end_to_end_near", END_TO_END_ROWS)
         )
-    parts.append(
-        _image(pictures, "errors") + _image(pictures, "recall") + _image(pictures, "heading")
-    )
-    parts.append("## Does it know what it knows?\n\n" + _calibration_table(figures))
-    parts.append(_image(pictures, "calibration"))
+    parts.append(image(pictures, "errors") + image(pictures, "recall") + image(pictures, "heading"))
+    parts.append("## Does it know what it knows?\n\n" + calibration_table(figures))
+    parts.append(image(pictures, "calibration"))
     if "foreign" in figures:
-        rows = [(name, _number(figures["foreign"][name])) for name in FOREIGN_ROWS]
-        parts.append("### Photos taken elsewhere\n\n" + _markdown(("", "foreign"), rows))
+        rows = [(name, number(figures["foreign"][name])) for name in FOREIGN_ROWS]
+        parts.append("### Photos taken elsewhere\n\n" + markdown(("", "foreign"), rows))
     for kind, lines in cases.items():
         if lines:
             parts.append(f"## {kind.capitalize()} cases\n\n" + "\n\n".join(lines))
@@ -167,7 +181,7 @@ def _introduction(figures: Mapping[str, Any]) -> str:
         f"{figures['chip_m']:g} m every {figures['stride_m']:g} m. "
         f"{figures['num_outside']} true positions outside the gallery, "
         f"{figures['num_unreadable']} photos unreadable. Seed {figures['seed']}. "
-        f"{_number(figures['seconds_per_query'])} s per photo (median), "
+        f"{number(figures['seconds_per_query'])} s per photo (median), "
         f"{figures['seconds']:.0f} s in all. Weights `{figures['model_hash'][:12]}`.\n\n"
         "Figures are defined in docs/metrics.md; those of every query are in "
         f"[{TABLE}]({TABLE}), these tables in [{METRICS}]({METRICS})."
@@ -180,48 +194,49 @@ def _retrieval_table(figures: Mapping[str, Any]) -> str:
     rows = [
         (
             name,
-            _number(figures["retrieval"][name]),
-            _number(figures["retrieval_matched"][name]),
-            _number(min(1.0, ks[name] / num)),
+            number(figures["retrieval"][name]),
+            number(figures["retrieval_matched"][name]),
+            number(min(1.0, ks[name] / num)),
         )
         for name in RETRIEVAL_ROWS
     ]
-    return _markdown(("", "by descriptor", "by evidence of all poses", "random"), rows) + "\n\n"
+    return markdown(("", "by descriptor", "by evidence of all poses", "random"), rows) + "\n\n"
 
 
-def _table(figures: Mapping[str, Any], block: str, names: Sequence[str]) -> str:
+def block_table(figures: Mapping[str, Any], block: str, names: Sequence[str]) -> str:
     """A measurement beside its baselines."""
     baseline = figures["baseline"]
     rows = [
         (
             name,
-            _number(figures[block][name]),
-            *(_number(baseline[kind][block].get(name), "") for kind in ("center", "random")),
+            number(figures[block][name]),
+            *(number(baseline[kind].get(block, {}).get(name), "") for kind in ("center", "random")),
         )
         for name in names
     ]
-    return _markdown(("", "CIPER", "centre", "random"), rows)
+    return markdown(("", "CIPER", "centre", "random"), rows)
 
 
-def _calibration_table(figures: Mapping[str, Any]) -> str:
+def calibration_table(figures: Mapping[str, Any]) -> str:
+    """How calibrated the answers are that were measured so."""
     columns = {"calibration": "whole gallery", "calibration_near": "with the prior",
                "calibration_pose": "in the true chip"}  # fmt: skip
     shown = {block: title for block, title in columns.items() if block in figures}
-    rows = [
-        (name, *(_number(figures[block][name]) for block in shown)) for name in CALIBRATION_ROWS
-    ]
-    return _markdown(("", *shown.values()), rows)
+    rows = [(name, *(number(figures[block][name]) for block in shown)) for name in CALIBRATION_ROWS]
+    return markdown(("", *shown.values()), rows)
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _number(value: float | None, missing: str = "infinite") -> str:
+def number(value: float | None, missing: str = "infinite") -> str:
     """Four significant digits; what JSON holds as null was infinite or undefined."""
     return missing if value is None else f"{value:.4g}"
 
 
-def _image(pictures: Mapping[str, str], name: str) -> str:
+def image(pictures: Mapping[str, str], name: str) -> str:
+    """A picture, if there is one of that name."""
     return f"![{name}]({pictures[name]})\n\n" if name in pictures else ""

@@ -358,14 +358,15 @@ def table_of(queries: Sequence[Query], setting: Setting) -> dict[str, list[Any]]
         table["near_error_x_m"] = [x_m for x_m, _ in prior]
         table["near_error_y_m"] = [y_m for _, y_m in prior]
     for prefix, name in blocks.items():
-        columns = {**_error_columns(queries, name), **_answer_columns(queries, name)}
+        columns = {**error_columns(queries, name), **answer_columns(queries, name)}
         table |= {prefix + column: values for column, values in columns.items()}
     table["pose_chip_offset_x_m"] = [query.chip_offset_m[0] for query in queries]
     table["pose_chip_offset_y_m"] = [query.chip_offset_m[1] for query in queries]
     return table
 
 
-def _error_columns(queries: Sequence[Query], name: str) -> Mapping[str, list[Any]]:
+def error_columns(queries: Sequence[Query], name: str) -> Mapping[str, list[Any]]:
+    """Errors of the answers that `name` names, see `answers_of`."""
     errors = errors_of(queries, name)
     return {
         "error_m": _finite(errors.position_m),
@@ -375,7 +376,8 @@ def _error_columns(queries: Sequence[Query], name: str) -> Mapping[str, list[Any
     }
 
 
-def _answer_columns(queries: Sequence[Query], name: str) -> Mapping[str, list[Any]]:
+def answer_columns(queries: Sequence[Query], name: str) -> Mapping[str, list[Any]]:
+    """The answers themselves, likewise."""
     found = answers_of(queries, name)
     names = (
         "lat", "lon", "heading_deg", "confidence", "in_gallery_prob", "denser_mass",

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
+from ciper.data.batches import Pairs
 from ciper.data.sample import Batch
 from ciper.data.synthetic import (
     CHIP_PX,
@@ -39,6 +41,9 @@ from ciper.training.recipe import (
 )
 from ciper.training.run import Run
 from ciper.training.team import Team, join_team
+
+if TYPE_CHECKING:
+    from ciper.data.pairs import Damage
 
 __all__ = [
     "LossWeights",
@@ -91,7 +96,7 @@ def train(
     if not team.is_first:
         progress = ignore_progress
     try:
-        if team.is_first:
+        if team.is_first and not config.real.spec:
             prepare_all_cities(config, num_workers, progress)
         team.wait()
         run = Run(config, out, device, team)
@@ -135,18 +140,29 @@ def prepare_all_cities(config: TrainConfig, num_workers: int, progress: Progress
 
 @dataclass(frozen=True)
 class Data:
-    """The pairs of a run; `validation` is None when there are no cities for it."""
+    """The pairs of a run; `validation` is None when it does not validate.
 
-    training: SyntheticPairs
-    validation: SyntheticPairs | None
+    `damage` tells which samples of a data set were skipped; None for rendered cities.
+    """
+
+    training: Pairs
+    validation: Pairs | None
+    damage: Damage | None = None
 
 
 def open_data(config: TrainConfig, team: Team) -> Data:
-    """Opens the rendered cities; each process makes its part of every batch.
+    """Opens the data set or the rendered cities; each process makes its part of every batch.
 
     Raises:
         ConfigError: the network expects chips or canvases of another geometry.
+        DatasetError: the data set is not as published.
     """
+    if config.real.spec:
+        # Only here, for the label files of data sets take geodesy, which nothing else here needs.
+        from ciper.training.real import open_pairs
+
+        training, validation = open_pairs(config, team)
+        return Data(training, validation, training.damage)
     check_geometry(config)
     data, train = config.data, config.train
     cities, others = (
@@ -171,7 +187,7 @@ def check_geometry(config: TrainConfig) -> None:
     Raises:
         ConfigError: the chip's side or the canvas's elevations differ.
     """
-    network = config.network if config.model == "ciper" else config.paper
+    network = config.inputs
     top_deg, bottom_deg = network.elevation_top_deg, network.elevation_bottom_deg
     wanted = (network.chip_px * network.gsd, top_deg, bottom_deg)
     made = (CHIP_PX * config.data.gsd, *ELEVATION_DEG)
@@ -184,7 +200,7 @@ def check_geometry(config: TrainConfig) -> None:
         )
 
 
-def training_steps(run: Run, pairs: SyntheticPairs) -> Iterator[tuple[Batch, ...]]:
+def training_steps(run: Run, pairs: Pairs) -> Iterator[tuple[Batch, ...]]:
     """The batches of every step from the run's to its end; mines where that is due.
 
     The caller advances the run between two steps. Batches are made ahead only as far as the mined
@@ -196,7 +212,7 @@ def training_steps(run: Run, pairs: SyntheticPairs) -> Iterator[tuple[Batch, ...
         end = config.last_step
         if config.mine_every:
             if run.step and run.step % config.mine_every == 0:
-                run.mine(pairs)
+                run.mine(pairs)  # type: ignore[arg-type]  # it asks for no more than Pairs
             end = min(end, run.step + config.mine_every - run.step % config.mine_every)
         pairs.mined = run.mined
         steps = range(run.step, end)
@@ -221,15 +237,37 @@ def _train(run: Run, data: Data, progress: Progress) -> None:
         for batches in training_steps(run, data.training):
             row = run.advance(*batches)
             pace.tick()
-            log.add_step(run.step, {**pace.metrics(config.num_steps - run.step), **row})
+            paces = pace.metrics(config.num_steps - run.step)
+            log.add_step(run.step, {**paces, **row, **_damage_metrics(data.damage)})
             if data.validation is not None and _is_due(config.validate_every, run):
-                log.add_validation(run.step, run.validate(data.validation))
+                figures = run.validate(data.validation)  # type: ignore[arg-type]  # as above
+                log.add_validation(run.step, figures)
             if _is_due(config.save_every, run) or run.is_finished:
-                run.save(log.flush())
-            progress(f"training | {pace.pairs_per_s:.0f} pairs/s", run.step, config.num_steps)
+                _save(run, log, data.damage)
+            note = f"{pace.pairs_per_s:.0f} pairs/s{_damage_note(data.damage)}"
+            progress(f"training | {note}", run.step, config.num_steps)
             if run.team.any(stop.is_set()):
-                run.save(log.flush())
+                _save(run, log, data.damage)
                 raise KeyboardInterrupt
+
+
+def _save(run: Run, log: RunLog, damage: Damage | None) -> None:
+    """Saves the run, its metrics, and which samples of its data set it has skipped."""
+    run.save(log.flush())
+    if damage is not None and run.team.is_first:
+        from ciper.training.real import write_damaged
+
+        write_damaged(run.out, damage.reasons)
+
+
+def _damage_metrics(damage: Damage | None) -> dict[str, float]:
+    return {} if damage is None else {"num_damaged": float(len(damage.reasons))}
+
+
+def _damage_note(damage: Damage | None) -> str:
+    if damage is None or not damage.reasons:
+        return ""
+    return f" | {len(damage.reasons)} damaged samples skipped, see damaged.csv"
 
 
 def _is_due(every: int, run: Run) -> bool:

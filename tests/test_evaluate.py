@@ -12,9 +12,17 @@ import pytest
 from model_helpers import SmallWorld, write_tiny_weights
 from posterior_helpers import row_of_chips
 
+from ciper.asking import without_gaps
+from ciper.data.datasets import ProtocolOptions
 from ciper.data.poses import PhotoPose, write_poses
-from ciper.errors import ConfigError, GalleryModelMismatchError, OutputError, PhotoError
-from ciper.evaluate import _without_gaps, evaluate
+from ciper.errors import (
+    ConfigError,
+    DatasetError,
+    GalleryModelMismatchError,
+    OutputError,
+    PhotoError,
+)
+from ciper.evaluate import evaluate
 from ciper.geo import LocalFrame
 from ciper.localize import Localizer
 from ciper.metrics import NO_REFERENCE, PoseErrors
@@ -206,9 +214,18 @@ def test_the_same_again_replaces_the_report_with_the_same_figures(
 
 
 @pytest.mark.parametrize("spec", ["vigor:/data", "KITTI:/data", "ford:/x"])
-def test_benchmarks_are_not_read_yet(spec: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="benchmark that this version cannot read yet"):
+def test_options_of_tables_and_of_data_sets_are_not_mixed(
+    spec: str, small_world: SmallWorld, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="benchmark with a gallery of its own"):
         evaluate(spec, tmp_path / "r", gallery="g")
+    with pytest.raises(ConfigError, match="--foreign are for POSES"):
+        evaluate(spec, tmp_path / "r", options=EvaluateOptions(foreign=("a.jpg",)))
+    with pytest.raises(DatasetError, match="is no folder"):
+        evaluate(f"{spec}/none", tmp_path / "r")
+    with pytest.raises(ConfigError, match="leave the options of a protocol out"):
+        evaluate(str(small_world.table), tmp_path / "r", gallery="g", protocol=ProtocolOptions())
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_inputs_leave_nothing_behind(small_world: SmallWorld, tmp_path: Path) -> None:
@@ -391,7 +408,7 @@ def test_gaps_repeat_a_descriptor_of_the_same_chip() -> None:
     holes = descriptors.copy()
     holes[0, 0] = holes[1, 1:] = np.nan
     holes[2] = np.nan
-    filled = _without_gaps(holes)
+    filled = without_gaps(holes)
     assert np.isfinite(filled[:2]).all()
     np.testing.assert_array_equal(filled[0, 0], descriptors[0, 1])
     np.testing.assert_array_equal(filled[1], np.repeat(descriptors[1, :1], 4, axis=0))

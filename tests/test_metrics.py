@@ -25,6 +25,7 @@ from ciper.metrics import (
     pose_errors,
     pose_metrics,
     ranks,
+    ranks_and_hit_ranks,
     ranks_from_similarity,
     recall_at_k,
     recall_within,
@@ -70,6 +71,17 @@ def test_semi_positives_do_not_compete() -> None:
     assert ranks_from_similarity(similarity, [0, 0], excluded=excluded).tolist() == [0, 2]
     nobody = [np.array([], dtype=np.int64)] * 2
     assert ranks_from_similarity(similarity, [0, 0], excluded=nobody).tolist() == [1, 2]
+
+
+def test_ranks_with_and_without_semi_positives_come_in_one_pass() -> None:
+    references = np.array([[0.5], [0.9], [0.8], [0.1], [0.5]])
+    semi = [np.array([1, 2]), np.array([2]), np.array([], dtype=np.int64)]
+    whole, without = ranks_and_hit_ranks(
+        np.ones((3, 1)), references, [0, 0, 1], semi_positives=semi
+    )
+    assert whole.tolist() == [3, 3, 0]
+    assert without.tolist() == [1, 2, 0]  # reference 4 is tied with 0
+    assert ranks(np.ones((3, 1)), references, [0, 0, 1], excluded=semi).tolist() == [1, 2, 0]
 
 
 @pytest.mark.parametrize("num_locations", [None, 3])

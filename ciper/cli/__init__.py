@@ -2,11 +2,12 @@
 
 A command parses its options, imports its verb, calls it and prints. Nothing heavy is imported
 before a command runs, so ``ciper --help`` answers at once. Results go to stdout; progress, notes
-and errors go to stderr. Exit status: 0 done, 2 an error that CIPER names, 130 interrupted.
+and errors go to stderr. Exit status: 0 done, 1 what was checked is not right, 2 an error that CIPER
+names, 130 interrupted.
 
     commands     the verbs                  options   what they share, and how options are read
     benchmarks   those of `ciper benchmark` screen    progress, notes and the border of errors
-    answering    many photos of `localize`
+    datasets     those of `ciper data`      answering many photos of `localize`
 """
 
 from __future__ import annotations

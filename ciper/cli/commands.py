@@ -10,6 +10,7 @@ import typer
 
 from ciper.cli.answering import Question, answer_all, print_answers
 from ciper.cli.benchmarks import benchmarks
+from ciper.cli.datasets import datasets
 from ciper.cli.options import (
     HEADING,
     NEAR,
@@ -32,8 +33,18 @@ from ciper.cli.options import (
     picture_paths,
     set_up,
 )
+from ciper.cli.protocols import (
+    GRID,
+    HeadingNoise,
+    Labels,
+    Reading,
+    ShownFov,
+    Split,
+    protocol_options,
+)
 from ciper.cli.screen import Verbs, note, progress_bar
 from ciper.device import limit_threads, pick_device
+from ciper.errors import ConfigError
 
 app = typer.Typer(
     cls=Verbs,
@@ -42,6 +53,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(benchmarks, name="benchmark")
+app.add_typer(datasets, name="data")
 
 
 def _print_version(is_asked: bool) -> None:
@@ -68,11 +80,18 @@ def simulate(
     size_m: Annotated[float, typer.Option(help="Side of the square city.")] = 1000.0,
     num_photos: Annotated[int, typer.Option(min=0, help="How many photos to take.")] = 200,
     camera: Annotated[
-        str, typer.Option(metavar="panorama|pinhole:DEG|nadir", help="What takes the photos.")
-    ] = "panorama",
+        str | None,
+        typer.Option(metavar="panorama|pinhole:DEG|nadir", help="What takes the photos; panorama."),
+    ] = None,
     rasters: Annotated[
         list[str] | None,
         typer.Option(metavar="GLOB", help="Cut nadir photos out of these; makes no city."),
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="vigor|kitti|ford", help="Write a small data set as these are laid out."
+        ),
     ] = None,
     seed: Seed = 7,
     threads: Threads = None,
@@ -86,16 +105,21 @@ def simulate(
     from ciper.simulate import SimulateConfig
     from ciper.simulate import simulate as run
 
+    if layout is not None and camera is not None:
+        raise ConfigError(f"--layout {layout} has a camera of its own; leave --camera out")
     config = SimulateConfig(
         seed=seed,
         size_m=size_m,
         num_photos=num_photos,
-        camera=camera,
+        camera=camera or "panorama",
         rasters=tuple(rasters or ()),
+        layout=layout,
     )
     with progress_bar() as progress:
         made = run(out, config, progress=progress)
     note(f"wrote {made.num_photos} photos and {made.poses}")
+    if layout is not None:
+        note(f"next: ciper data check {layout}:{out}")
 
 
 @app.command()
@@ -175,7 +199,13 @@ def localize(
 
 @app.command()
 def evaluate(
-    poses: Annotated[str, typer.Argument(metavar="POSES.csv", help="Photos and their truth.")],
+    poses: Annotated[
+        str,
+        typer.Argument(
+            metavar="POSES.csv|vigor:ROOT|kitti:ROOT|ford:ROOT",
+            help="Photos and their truth, or a published data set.",
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the report; an older one is replaced.")],
     gallery: Annotated[Path | None, typer.Option(help="Folder that `ciper index` wrote.")] = None,
     model: Model = "ground",
@@ -190,6 +220,11 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="POSES.csv|GLOB", help="Photos taken elsewhere; may be repeated."),
     ] = None,
+    split: Split = None,
+    labels: Labels = None,
+    fov: ShownFov = None,
+    heading_noise: HeadingNoise = None,
+    protocol: Reading = None,
     device: Device = None,
     threads: Threads = None,
     seed: Seed = 0,
@@ -199,6 +234,14 @@ def evaluate(
     from ciper.evaluate import evaluate as run
     from ciper.scoring import EvaluateOptions
 
+    asked = protocol_options(
+        split=split,
+        labels=labels,
+        fov=fov,
+        heading_noise=heading_noise,
+        protocol=protocol,
+        seed=seed,
+    )
     options = EvaluateOptions(near_error, near_radius, tuple(foreign or ()))
     with progress_bar() as progress:
         figures = run(
@@ -209,6 +252,8 @@ def evaluate(
             seed=seed,
             device=device,
             options=options,
+            protocol=asked,
+            is_on_grid=protocol == GRID,
             progress=progress,
         )
     for warning in figures["warnings"]:

@@ -82,7 +82,7 @@ def read_protocol(spec: str, options: ProtocolOptions | None = None) -> Protocol
             f"--split {split}: {dataset} has none such; expected {', '.join(SPLITS[dataset])}"
         )
     if not root.is_dir():
-        raise DatasetError(f"{root} is no folder; expected the root of {dataset}: see ciper data")
+        raise DatasetError(f"{root} is no folder; expected the folder that holds {dataset}")
     return _READERS[dataset](root, split, options)
 
 

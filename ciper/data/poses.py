@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ciper.camera import CameraOverrides
+from ciper.data.preprocess import ReadPhoto, read_with_camera
 from ciper.errors import CiperError, OutputError, PoseTableError
 from ciper.files import written_whole
 from ciper.geo import check_lat_lon, wrap_deg
@@ -88,6 +89,14 @@ class PhotoPose:
             pitch_deg=self.pitch_deg,
             roll_deg=self.roll_deg,
         )
+
+    def read(self) -> ReadPhoto:
+        """The photo and its camera.
+
+        Raises:
+            PhotoError, CameraError: the photo cannot be used.
+        """
+        return read_with_camera(self.photo, self.camera_overrides)
 
 
 def read_poses(path: str | Path) -> tuple[PhotoPose, ...]:

@@ -17,9 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ciper.camera import Camera, pixels_from_rays, rays_from_pixels
+from ciper.camera import (
+    Camera,
+    CameraOverrides,
+    camera_from_metadata,
+    pixels_from_rays,
+    rays_from_pixels,
+)
 from ciper.errors import CameraError, PhotoError
-from ciper.metadata import open_image, orientation_of
+from ciper.metadata import PhotoMetadata, open_image, orientation_of, read_metadata
+
+# A photo (H, W, 3), the camera that took it, and what its file says of itself.
+ReadPhoto = tuple[NDArray[np.uint8], Camera, PhotoMetadata]
 
 _MID_GREY = (128, 128, 128, 255)
 _STRIP_PX = 256
@@ -61,6 +70,21 @@ def read_photo(path: str | Path) -> NDArray[np.uint8]:
             raise PhotoError(
                 f"photo {path} is damaged or cut short ({error}); copy it again"
             ) from error
+
+
+def read_with_camera(photo: str | Path, said: CameraOverrides | None = None) -> ReadPhoto:
+    """Read a photo as `read_photo` does, with its camera.
+
+    Args:
+        photo: path of an image.
+        said: what is known of the camera beyond the photo's metadata.
+
+    Raises:
+        PhotoError, CameraError: the photo cannot be used.
+    """
+    pixels, metadata = read_photo(photo), read_metadata(photo)
+    camera = camera_from_metadata(metadata, size_px=pixels.shape[:2], overrides=said)
+    return pixels, camera, metadata
 
 
 def _to_rgb(image: Image.Image, path: str | Path) -> NDArray[np.uint8]:

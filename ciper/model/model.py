@@ -199,6 +199,11 @@ class Model(ABC):
         return True
 
     @property
+    def is_metric(self) -> bool:
+        """Whether a chip must have its gsd; else its metres are shares of any chip's side."""
+        return True
+
+    @property
     def wants_north(self) -> bool:
         """Whether it takes the middle of a panorama for north."""
         return False
@@ -297,6 +302,14 @@ class Model(ABC):
             log_prior: `(R, 32, 16, 16)`, decides what is looked at closely; the evidence is free
                 of it.
         """
+
+    def best_in_chip(self, code: PhotoCode, features: ChipFeatures) -> NDArray[np.float64] | None:
+        """The answer to a photo in the one chip of `features`, if the network itself names it.
+
+        Returns:
+            x_m, y_m, heading_deg `(3,)`, NaN if unknown; None where it is the posterior's mode.
+        """
+        return None
 
     @property
     def device_type(self) -> str:

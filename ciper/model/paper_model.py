@@ -58,6 +58,11 @@ class PaperModel(Model):
         return self.origin is None or self.origin.says_heading
 
     @property
+    def is_metric(self) -> bool:
+        """Whether a chip must have its gsd: no, it sees pixels."""
+        return False
+
+    @property
     def wants_north(self) -> bool:
         """Whether it was trained on panoramas with north in their middle."""
         return not self.says_heading
@@ -155,6 +160,17 @@ class PaperModel(Model):
         """Similarity `(R, M)` of R chips to the M views of a photo."""
         references = np.asarray(features.read_descriptors())[:, 0].astype(np.float64)
         return np.asarray(references @ code.descriptor.double().cpu().numpy().T)
+
+    def best_in_chip(self, code: PhotoCode, features: ChipFeatures) -> NDArray[np.float64]:
+        """As `Model.best_in_chip`: the most confident hypothesis, also outside the central half."""
+        assert isinstance(code, PaperGround)
+        num_views = len(code.descriptor)
+        share = np.full((1, num_views), -np.log(num_views))
+        found = self.decode(code, np.zeros(1, np.int64), features, share)
+        pose = np.array(found.pose[0, found.log_weight[0].argmax()], dtype=np.float64)
+        if not self.says_heading:
+            pose[2] = np.nan
+        return pose
 
     @property
     def spread(self) -> Spread:

@@ -107,18 +107,53 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class RealConfig:
+    """The data set to train on in place of rendered cities.
+
+    `spec` is vigor:ROOT, kitti:ROOT or ford:ROOT; empty for none. `split` (none: the data set's
+    first), `labels`, `reading`, `heading_noise_deg` and `fov_deg` are those of
+    `data.datasets.ProtocolOptions`.
+
+    `pairs` are "random", as those of rendered cities: canvases, chips of the network's metres, the
+    camera anywhere in their central half, any heading; or "published": photos squeezed to the
+    ground image, and the chips of the data set's authors, shifted and turned as they would be.
+
+    The folder `cache` keeps resized images, for those that take long to decode; none: no folder.
+    Where a run validates, `validation_share` of the ground is held out of the training samples.
+    """
+
+    spec: str = ""
+    split: str | None = None
+    labels: Literal["corrected", "original"] = "corrected"
+    reading: Literal["highlyaccurate", "ciper"] = "highlyaccurate"
+    heading_noise_deg: float | None = None
+    fov_deg: float = 360.0
+    pairs: Literal["random", "published"] = "random"
+    cache: str | None = None
+    validation_share: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation_share <= 0.5:
+            raise ConfigError(
+                f"real.validation_share is {self.validation_share}; expected 0 to 0.5"
+            )
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The whole recipe of a run.
 
     `model` chooses the network: ours (`network`, `criterion`, `loss`) or the paper's (`paper`,
-    `set_criterion`, `set_loss`). `cache` keeps the rendered cities; `init` is where the weights
-    start from: "random" (or none), "stem" or a file, see `model.pretrained.initialise`.
+    `set_criterion`, `set_loss`). `real` is a data set to train on; without one the cities of `data`
+    are, which `cache` keeps. `init` is where the weights start from: "random" (or none), "stem" or
+    a file, see `model.pretrained.initialise`.
     """
 
     model: Literal["ciper", "paper"] = "ciper"
     network: NetworkConfig = field(default_factory=NetworkConfig)
     paper: PaperConfig = field(default_factory=PaperConfig)
     data: SyntheticConfig = field(default_factory=SyntheticConfig)
+    real: RealConfig = field(default_factory=RealConfig)
     criterion: CriterionConfig = field(default_factory=CriterionConfig)
     set_criterion: SetCriterionConfig = field(default_factory=SetCriterionConfig)
     loss: LossWeights = field(default_factory=LossWeights)
@@ -128,12 +163,20 @@ class TrainConfig:
     init: str | None = None
 
     def __post_init__(self) -> None:
+        if self.real.spec:
+            _check_real(self)
+            return
         _check_seeds(self.data)
         if self.train.validate_every and not self.data.validation_cities:
             raise ConfigError(
                 f"train.validate_every is {self.train.validate_every}, but there is no city to "
                 "validate on; expected some: set data.validation_cities"
             )
+
+    @property
+    def inputs(self) -> NetworkConfig | PaperConfig:
+        """The configured network, which says what its inputs are."""
+        return self.network if self.model == "ciper" else self.paper
 
     @property
     def loss_weights(self) -> dict[str, float]:
@@ -143,6 +186,20 @@ class TrainConfig:
         is_refined = self.network.refiner is not None
         weights = to_dict(self.loss)
         return {k: v for k, v in weights.items() if is_refined or k not in REFINER_LOSSES}
+
+
+def _check_real(config: TrainConfig) -> None:
+    """Refuses pairs that the network cannot be trained on, and to validate on nothing."""
+    if config.real.pairs == "published" and config.model == "ciper":
+        raise ConfigError(
+            'real.pairs is "published", but our network takes canvases and chips of its own '
+            'metres; expected real.pairs="random", or model="paper"'
+        )
+    if config.train.validate_every and not config.real.validation_share:
+        raise ConfigError(
+            f"train.validate_every is {config.train.validate_every}, but nothing is held out to "
+            "validate on; expected a share: set real.validation_share"
+        )
 
 
 def _check_seeds(data: SyntheticConfig) -> None:

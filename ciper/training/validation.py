@@ -1,4 +1,4 @@
-"""Validation during training: how good the weights are on cities that nobody trains or tests on."""
+"""Validation during training: how good the weights are on places that nobody trains or tests on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ciper.data.synthetic import SyntheticPairs
+from ciper.data.batches import Pairs
 from ciper.model.matcher import MatchConfig, best_pose, match_codes
 from ciper.model.network import AerialCode, GroundCode, Network
 from ciper.model.paper import PaperNetwork
@@ -54,7 +54,7 @@ class Best:
 def validate(
     network: nn.Module,
     criterion: nn.Module,
-    pairs: SyntheticPairs,
+    pairs: Pairs,
     config: OptimConfig,
     device: torch.device,
 ) -> dict[str, float]:
