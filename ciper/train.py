@@ -212,7 +212,7 @@ def training_steps(run: Run, pairs: Pairs) -> Iterator[tuple[Batch, ...]]:
         end = config.last_step
         if config.mine_every:
             if run.step and run.step % config.mine_every == 0:
-                run.mine(pairs)  # type: ignore[arg-type]  # it asks for no more than Pairs
+                run.mine(pairs)
             end = min(end, run.step + config.mine_every - run.step % config.mine_every)
         pairs.mined = run.mined
         steps = range(run.step, end)
@@ -240,8 +240,7 @@ def _train(run: Run, data: Data, progress: Progress) -> None:
             paces = pace.metrics(config.num_steps - run.step)
             log.add_step(run.step, {**paces, **row, **_damage_metrics(data.damage)})
             if data.validation is not None and _is_due(config.validate_every, run):
-                figures = run.validate(data.validation)  # type: ignore[arg-type]  # as above
-                log.add_validation(run.step, figures)
+                log.add_validation(run.step, run.validate(data.validation))
             if _is_due(config.save_every, run) or run.is_finished:
                 _save(run, log, data.damage)
             note = f"{pace.pairs_per_s:.0f} pairs/s{_damage_note(data.damage)}"

@@ -96,7 +96,8 @@ def test_principal_point_off_the_middle() -> None:
     assert rays_from_pixels(camera, 90, 30) == pytest.approx(np.array([0, 1, 0]))
     assert rays_from_pixels(camera, 190, 30) == pytest.approx(np.array([HALF, HALF, 0]))
     assert rays_from_pixels(camera, 90, 130) == pytest.approx(np.array([0, HALF, -HALF]))
-    u, v, is_visible = pixels_from_rays(camera, [[1, 1, 0], [-1, 1, 0], [0, 1, 0.31], [0, 1, -0.6]])
+    rays = np.array([[1, 1, 0], [-1, 1, 0], [0, 1, 0.31], [0, 1, -0.6]])
+    u, v, is_visible = pixels_from_rays(camera, rays)
     assert u == pytest.approx([190, -10, 90, 90])
     assert v == pytest.approx([30, 30, -1, 90])
     assert is_visible.tolist() == [True, False, False, True]

@@ -7,15 +7,12 @@ a run can be resumed or repeated, and shared among processes.
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ciper.data.augment import (
@@ -26,6 +23,7 @@ from ciper.data.augment import (
     roll_canvas,
     turn_pose,
 )
+from ciper.data.batches import made_ahead, part_of_batch, stacked
 from ciper.data.neighbours import Int, PhotoOrder
 from ciper.data.sample import Batch
 from ciper.errors import ConfigError
@@ -242,14 +240,8 @@ class SyntheticPairs:
             size: pairs of the whole batch.
             narrow_share: share of pinhole photos; the configured one if None.
         """
-        rank, num_parts = self.part
-        if size % num_parts:
-            raise ConfigError(
-                f"train.batch_size is {size} for {num_parts} processes; expected a multiple of "
-                f"{num_parts}"
-            )
+        mine = part_of_batch(size, self.part)
         photos = self.order.photos(step, size, self.mined)
-        mine = range(rank * size // num_parts, (rank + 1) * size // num_parts)
         entropy = [[self.seed, 3, step, i] for i in mine]
         return self._stack(photos[mine.start : mine.stop], entropy, narrow_share)
 
@@ -283,25 +275,22 @@ class SyntheticPairs:
 
         `narrow_shares[step]` of a step's photos become pinhole views.
         """
-        with ThreadPoolExecutor(num_threads) as pool:
-            waiting: deque[Future[Batch]] = deque()
-            for step in steps:
-                job = pool.submit(self.batch, step, size, narrow_share=narrow_shares[step])
-                waiting.append(job)
-                if len(waiting) > num_threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+
+        def make(step: int) -> Batch:
+            return self.batch(step, size, narrow_share=narrow_shares[step])
+
+        return made_ahead(make, steps, num_threads)
 
     def _stack(
         self, photos: Int, entropy: Sequence[Sequence[int]], narrow_share: float | None
     ) -> Batch:
         share = self.config.augment.narrow_share if narrow_share is None else narrow_share
-        items = [
-            self._pair(self.photos[photo], numbers, share)
-            for photo, numbers in zip(photos, entropy, strict=True)
-        ]
-        return Batch(*(torch.from_numpy(np.stack(column)) for column in zip(*items, strict=True)))
+        return stacked(
+            [
+                self._pair(self.photos[photo], numbers, share)
+                for photo, numbers in zip(photos, entropy, strict=True)
+            ]
+        )
 
     def _pair(
         self, chosen: NDArray[np.int64], entropy: Sequence[int], narrow_share: float

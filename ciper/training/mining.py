@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ciper.data.batches import Pairs
 from ciper.data.neighbours import GROUP_SIZE
-from ciper.data.synthetic import SyntheticPairs
 from ciper.model.criterion import wrong_chips
 from ciper.training.gradients import LABELS, autocast, encode, with_labels
 from ciper.training.recipe import OptimConfig
@@ -18,7 +18,7 @@ PHOTOS_AT_ONCE = 64
 
 @torch.no_grad()
 def mine(
-    network: nn.Module, pairs: SyntheticPairs, config: OptimConfig, step: int, device: torch.device
+    network: nn.Module, pairs: Pairs, config: OptimConfig, step: int, device: torch.device
 ) -> NDArray[np.int64]:
     """Ranks a sample's chips for the sample's photos, by descriptors.
 
@@ -30,7 +30,7 @@ def mine(
         device: of the network.
 
     Returns:
-        `(M, GROUP_SIZE)` photos as `SyntheticPairs` counts them: a photo, and those in whose chips
+        `(M, GROUP_SIZE)` photos as `Pairs.sample` counts them: a photo, and those in whose chips
         it is not, but which look to the network most like where it is.
     """
     photos = pairs.sample(step, config.mine_photos)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from ciper.errors import ConfigError
 from ciper.model.criterion import Criterion, CriterionConfig
 from ciper.model.network import Network, NetworkConfig
 from ciper.model.paper import PaperConfig, PaperNetwork
+from ciper.model.released import Dataset, Origin
 from ciper.model.set_criterion import SetCriterion, SetCriterionConfig, SetLossWeights
 
 
@@ -223,6 +224,16 @@ def _check_seeds(data: SyntheticConfig) -> None:
 
 def _common(some: range, others: range) -> range:
     return range(max(some.start, others.start), min(some.stop, others.stop))
+
+
+def origin_of(config: TrainConfig) -> Origin | None:
+    """How photos are shown to a network that was trained on published pairs; None for others."""
+    real = config.real
+    if not real.spec or real.pairs != "published":
+        return None
+    dataset = next(name for name in get_args(Dataset) if real.spec.lower().startswith(f"{name}:"))
+    noise_deg = 10.0 if real.heading_noise_deg is None else real.heading_noise_deg
+    return Origin(dataset, config.paper.side_m, 180.0 if dataset == "vigor" else noise_deg)
 
 
 def make_network(config: TrainConfig) -> nn.Module:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ciper.checkpoint import load_checkpoint, part_of, save_checkpoint, weights_of
 from ciper.config import from_dict, to_dict
+from ciper.data.batches import Pairs
 from ciper.data.neighbours import Int
 from ciper.data.sample import Batch
-from ciper.data.synthetic import SyntheticPairs
 from ciper.errors import ConfigError, TrainingError
 from ciper.training.average import WeightAverage
 from ciper.training.gradients import Backward
@@ -28,6 +28,7 @@ from ciper.training.recipe import (
     make_criterion,
     make_network,
     make_optimiser,
+    origin_of,
 )
 from ciper.training.team import Team
 from ciper.training.validation import Best, validate
@@ -112,12 +113,12 @@ class Run:
         means = {k: float(torch.stack([r[k].float() for r in rows]).mean()) for k in rows[0]}
         return {"lr": lr, **means, "grad_norm": float(norm)}
 
-    def mine(self, pairs: SyntheticPairs) -> None:
+    def mine(self, pairs: Pairs) -> None:
         """Makes the table of hard negatives anew, with the weights of now."""
         table = mine(self.network, pairs, self.config.train, self.step, self.device)
         self.mined = self.team.share(torch.from_numpy(table)).numpy()
 
-    def validate(self, pairs: SyntheticPairs) -> dict[str, float]:
+    def validate(self, pairs: Pairs) -> dict[str, float]:
         """Scores the run's weights, and keeps them as `RUN/best.safetensors` if they are the best.
 
         Returns:
@@ -158,11 +159,13 @@ class Run:
         save_checkpoint(self.checkpoint, state, self._header(metrics))
 
     def _header(self, metrics: dict[str, float]) -> dict[str, object]:
+        origin = origin_of(self.config)
         return {
             "config": to_dict(self.config),
             "step": self.step,
             "metrics": metrics,
             "best": to_dict(self.best),
+            **({} if origin is None else {"origin": to_dict(origin)}),
         }
 
     def _resume(self) -> None:
