@@ -254,7 +254,7 @@ def test_tables_that_make_no_sense(
     table, out = tmp_path / "poses.csv", tmp_path / "report"
     table.write_text("photo,lat,lon\na.jpg,nan,24\n")
     assert "poses.csv line 2" in refused(run("evaluate", table, "--out", out, *options))
-    assert "benchmark" in refused(run("evaluate", "vigor:/data", "--out", out, *options))
+    assert "--gallery" in refused(run("evaluate", "vigor:/data", "--out", out, *options))
     assert "--gallery" in refused(run("evaluate", small_world.table, "--out", out))
     (out / "mine").mkdir(parents=True)
     line = refused(run("evaluate", small_world.table, "--out", out, *options))
@@ -268,6 +268,7 @@ def test_ctrl_c_leaves_with_130(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Localizer, "read", interrupt)
+    monkeypatch.setattr(Localizer, "read_posed", interrupt)
     result = localize([small_world.poses[0].photo], options)
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-1] == "interrupted; nothing that was finished is lost"

@@ -217,13 +217,15 @@ def test_the_same_again_replaces_the_report_with_the_same_figures(
 def test_options_of_tables_and_of_data_sets_are_not_mixed(
     spec: str, small_world: SmallWorld, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="benchmark with a gallery of its own"):
+    with pytest.raises(ConfigError, match="brings a gallery of its own"):
         evaluate(spec, tmp_path / "r", gallery="g")
-    with pytest.raises(ConfigError, match="--foreign are for POSES"):
+    with pytest.raises(ConfigError, match="as published has no --near-error"):
         evaluate(spec, tmp_path / "r", options=EvaluateOptions(foreign=("a.jpg",)))
+    with pytest.raises(ConfigError, match="on a grid needs a folder for the gallery"):
+        evaluate(spec, tmp_path / "r", is_on_grid=True)
     with pytest.raises(DatasetError, match="is no folder"):
         evaluate(f"{spec}/none", tmp_path / "r")
-    with pytest.raises(ConfigError, match="leave the options of a protocol out"):
+    with pytest.raises(ConfigError, match="no data set with splits"):
         evaluate(str(small_world.table), tmp_path / "r", gallery="g", protocol=ProtocolOptions())
     assert not list(tmp_path.iterdir())
 

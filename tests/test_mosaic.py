@@ -4,13 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dataset_helpers import tree, write_kitti
+from model_helpers import SmallWorld
 from PIL import Image
 
+from ciper.camera import CameraOverrides
+from ciper.data.datasets import ProtocolOptions
 from ciper.data.mosaic import gallery_images, mercator_transform, thinned, write_rasters
-from ciper.data.protocol import AerialImage, Protocol
-from ciper.errors import DatasetError
+from ciper.data.protocol import AerialImage, Cut, Protocol, Sample, Told
+from ciper.data.shown import ShownPose
+from ciper.errors import DatasetError, OutputError
+from ciper.evaluate import evaluate
 from ciper.gallery.inspect import inspect_raster
 from ciper.gallery.raster import Mosaic, read_chip
+from ciper.gallery.store import Gallery
 from ciper.geo import LocalFrame
 
 SIDE_PX, GSD = 640, 0.2
@@ -116,3 +123,52 @@ def test_published_galleries_are_not_thinned() -> None:
     images = tuple(_moved(_image(Path("x.png")), 3.0 * i, 0.0) for i in range(3))
     protocol = Protocol("vigor", {}, (), references=images)
     assert gallery_images(protocol) == images
+
+
+def test_samples_as_poses(tmp_path: Path) -> None:
+    """40 m west and 30 m north; the panorama is turned by 90 degrees and cut to half."""
+    pixels = np.zeros((8, 16, 3), np.uint8)
+    pixels[:, 12:14] = 200
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    image = _image(tmp_path / "x.png")
+    lens = CameraOverrides(projection="equirectangular", hfov_deg=360.0)
+    sample = Sample(
+        "one", tmp_path / "photo.png", lens, -40.0, 30.0, 90.0, image,
+        Cut(0.0, 0.0, 0.0, 128.0), Told(0.0, 180.0, 64.0), turn_deg=90.0, fov_deg=180.0,
+    )  # fmt: skip
+    pose = ShownPose.of(sample)
+    assert pose.heading_deg == 90.0
+    x, y = LocalFrame(lat=image.lat, lon=image.lon).to_local(lat=pose.lat, lon=pose.lon)
+    assert (float(x), float(y)) == pytest.approx((-40.0, 30.0), abs=1e-6)
+    shown, camera, _ = pose.read()
+    # The file's column 12 looks 90 degrees to the right of its middle: now it is the middle.
+    assert shown.shape == (8, 8, 3)
+    assert shown[0, 4:6, 0].tolist() == [200, 200]
+    assert camera.hfov_deg == pytest.approx(180.0)
+
+
+def test_a_data_set_on_a_grid(small_world: SmallWorld, tmp_path: Path) -> None:
+    root = write_kitti(tmp_path / "kitti")
+    before, gallery = tree(root), tmp_path / "gallery"
+
+    def ask(split: str) -> dict[str, object]:
+        return evaluate(
+            f"kitti:{root}", tmp_path / "report", gallery=gallery, model=small_world.weights,
+            device="cpu", protocol=ProtocolOptions(split=split), is_on_grid=True,
+        )  # fmt: skip
+
+    figures = ask("test1")
+    assert figures["num_queries"] == 2
+    # Both images lie on one another: one of 250 m makes the gallery.
+    assert figures["num_references"] == len(Gallery.open(gallery)) > 1
+    warnings = figures["warnings"]
+    assert isinstance(warnings, list)
+    assert any("grid of north-up chips over 1 aerial images" in text for text in warnings)
+    assert "retrieval_per_query_chips" not in figures
+    made = (gallery / "manifest.json").read_bytes()
+    assert ask("test1")["retrieval"] == figures["retrieval"]
+    assert (gallery / "manifest.json").read_bytes() == made
+    assert tree(root) == before
+    # The other split's imagery is another gallery.
+    with pytest.raises(OutputError, match="already holds a gallery of other rasters"):
+        ask("test2")
