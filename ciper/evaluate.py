@@ -171,8 +171,13 @@ def _asked_on_grid(asked: _Asked, chosen: ProtocolOptions, progress: Progress) -
     made = asked.model
     model = made if isinstance(made, Model) else load_model(made, asked.device)
     notes = index_imagery(protocol, asked.gallery, model, progress)
-    poses = tuple(ShownPose.of(sample) for sample in protocol.samples)
-    return replace(asked, poses=poses, model=model, notes=(*protocol.notes, *notes))
+    poses = [ShownPose.of(sample) for sample in protocol.samples]
+    # Queries that differ in the shift and the turn of their chips alone are one on a grid.
+    once = {(p.photo, p.lat, p.lon, p.heading_deg): p for p in reversed(poses)}
+    if num_again := len(poses) - len(once):
+        notes = (*notes, f"{num_again} queries differ in their published chips alone: asked once")
+    different = tuple(reversed(once.values()))
+    return replace(asked, poses=different, model=model, notes=(*protocol.notes, *notes))
 
 
 def _needed(gallery: str | Path | None, spec: str) -> Path:
@@ -233,7 +238,7 @@ def _warnings_of_model(localizer: Localizer, queries: Sequence[Query]) -> list[s
     """What limits the model, and how the photos were shown to it."""
     model, warnings = localizer.model, list(localizer.model.limits)
     if model.wants_north:
-        num_told = sum(query.pose.heading_deg is not None for query in queries)
+        num_told = sum(query.pose.told_heading_deg is not None for query in queries)
         warnings.append(
             f"the headings of the table turned {num_told} of {len(queries)} photos to north, as "
             "in the model's training, where they are full panoramas; figures of heading are left "

@@ -6,6 +6,8 @@ geodesics from its origin), without a projection that is made for every origin.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike
 from pyproj import Geod
@@ -13,6 +15,18 @@ from pyproj import Geod
 from ciper.geo import FloatArray, bearing_deg, forward
 
 _WGS84 = Geod(ellps="WGS84")
+SEMI_MAJOR_M = 6_378_137.0
+_ECCENTRICITY_2 = 0.006694379990141317
+
+
+def radii_of_curvature(lat: float) -> tuple[float, float]:
+    """Of the ellipsoid along the meridian and along the prime vertical, in metres.
+
+    M and N of Snyder 1987, "Map projections", equations 4-18 and 4-20.
+    """
+    flat = 1.0 - _ECCENTRICITY_2 * math.sin(math.radians(lat)) ** 2
+    prime_vertical_m = SEMI_MAJOR_M / math.sqrt(flat)
+    return prime_vertical_m * (1.0 - _ECCENTRICITY_2) / flat, prime_vertical_m
 
 
 def offset_m(*, lat: ArrayLike, lon: ArrayLike, to_lat: ArrayLike, to_lon: ArrayLike) -> FloatArray:

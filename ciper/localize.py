@@ -215,7 +215,7 @@ class Localizer:
         Raises:
             PhotoError, CameraError: the photo cannot be used.
         """
-        return self._encoded(str(pose.photo), pose.read, pose.heading_deg)
+        return self._encoded(str(pose.photo), pose.read, pose.told_heading_deg)
 
     def _encoded(
         self, photo: str, read: Callable[[], ReadPhoto], heading_deg: float | None

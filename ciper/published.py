@@ -227,25 +227,29 @@ class Asking:
             return
         descriptors = np.stack([self._descriptors[i] for i in asked])
         true = np.array([queries[i].true_chip for i in asked], dtype=np.int64)
-        references = self._all_descriptors(len(queries))
-        semi_positives = self.protocol.semi_positives or (np.empty(0, np.int64),) * len(queries)
+        references, is_read = self._all_descriptors(len(queries))
+        of_all = self.protocol.semi_positives or (np.empty(0, np.int64),) * len(queries)
+        semi_positives = [of_all[i] for i in asked]
+        if not is_read.all():
+            references, true, semi_positives = _without(~is_read, references, true, semi_positives)
         all_ranks, hit_ranks = metrics.ranks_and_hit_ranks(
-            descriptors, references, true, semi_positives=[semi_positives[i] for i in asked]
+            descriptors, references, true, semi_positives=semi_positives
         )
         legacy_ranks = strict_greater_ranks(descriptors, references, true)
         for number, *found in zip(asked, all_ranks, hit_ranks, legacy_ranks, strict=True):
             query = queries[number]
             query.rank, query.hit_rank, query.legacy_rank = map(int, found)
 
-    def _all_descriptors(self, num_queries: int) -> NDArray[np.float16]:
-        """`(R, L, D)` of the gallery, or of every query's own chip."""
+    def _all_descriptors(self, num_queries: int) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
+        """`(R, L, D)` of the gallery, or of every query's own chip, and `(R,)` which were read."""
         if self.references is not None:
-            return self.references.descriptors
+            return self.references.descriptors, self.references.is_read
         shape = next(iter(self._own_places.values())).shape
         places = np.full((num_queries, *shape), np.nan, np.float16)
+        is_read = np.zeros(num_queries, np.bool_)
         for number, own in self._own_places.items():
-            places[number] = own
-        return places
+            places[number], is_read[number] = own, True
+        return places, is_read
 
     # ------------------------------------------------------------------------------------- warnings
 
@@ -269,7 +273,8 @@ class Asking:
         if self.references is not None and self.references.problems:
             found.append(
                 f"{len(self.references.problems)} of {len(self.references.images)} references "
-                f"cannot be read and count against; the first: {self.references.problems[0]}"
+                "cannot be read: they do not compete, and whose place they show fails; the first: "
+                f"{self.references.problems[0]}"
             )
         if self.coder.reader.resized:
             found.append(
@@ -282,3 +287,20 @@ class Asking:
         if misfits:
             found.append(f"{len(misfits)} of {num} photos: {misfits[0]}")
         return found
+
+
+def _without(
+    is_left_out: NDArray[np.bool_],
+    references: NDArray[np.float16],
+    true: NDArray[np.int64],
+    semi_positives: Sequence[NDArray[np.int64]],
+) -> tuple[NDArray[np.float16], NDArray[np.int64], list[NDArray[np.int64]]]:
+    """A gallery without some references, and where those that stay are in it: -1 for none.
+
+    A file that cannot be read is no answer of the model: as a tie with everything it would take
+    the first rank from every query.
+    """
+    number = np.where(is_left_out, -1, np.cumsum(~is_left_out) - 1)
+    kept = [number[semi] for semi in semi_positives]
+    true = np.where(true < 0, -1, number[true])
+    return references[~is_left_out], true, [numbers[numbers >= 0] for numbers in kept]

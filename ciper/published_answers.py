@@ -144,10 +144,24 @@ def in_chip(
 def _answer_in_chip(
     model: Model, code: PhotoCode, codes: AerialCodes, posterior: Posterior, side_m: float
 ) -> tuple[float, float, float]:
-    """Metres right and up of the centre of a chip of `side_m`, and the heading from its up."""
+    """Metres right and up of the centre of the mode's chip, and the heading from its up.
+
+    A set decoder's most confident hypothesis may lie outside of the central half, which is all that
+    the posterior's cells cover.
+
+    Args:
+        model: that answers.
+        code: of the photo.
+        codes: of the mode's chip.
+        posterior: of one chip or several.
+        side_m: of that chip, in true metres.
+    """
     best = model.best_in_chip(code, ChipFeatures.of_codes(codes, model.device))
     if best is None:
-        return posterior.mode.x_m, posterior.mode.y_m, posterior.mode.heading_deg
+        mode, places = posterior.mode, posterior.places
+        scale = side_m / (places.coarse_m * CELLS_PER_CHIP)
+        x_m, y_m = mode.x_m - places.x_m[mode.chip], mode.y_m - places.y_m[mode.chip]
+        return float(x_m * scale), float(y_m * scale), mode.heading_deg
     # What it calls metres is a share of the chip's side.
     x_m, y_m = (best[:2] * side_m / model.chip_m).tolist()
     return x_m, y_m, float(best[2])
@@ -158,12 +172,8 @@ def _in_world(found: Found, sample: Sample, answer: tuple[float, float, float]) 
     x_m, y_m, heading_deg = answer
     up_deg = sample.cut.up_deg
     away = world_offset(x_m - sample.pose[0], y_m - sample.pose[1], up_deg)
-    lat, lon = geodesic.moved(
-        lat=sample.image.lat,
-        lon=sample.image.lon,
-        x_m=sample.x_m + away[0],
-        y_m=sample.y_m + away[1],
-    )
+    true_lat, true_lon = sample.position
+    lat, lon = geodesic.moved(lat=true_lat, lon=true_lon, x_m=away[0], y_m=away[1])
     heading_deg = float(wrap_deg(up_deg + heading_deg)) if found.says_heading else np.nan
     return replace(
         found, x_m=float(away[0]), y_m=float(away[1]), lat=float(lat), lon=float(lon),
@@ -200,7 +210,13 @@ def among(
         told = replace(query.sample.told, within_m=np.inf)
         reach_m = [REACH_SHARE * image.side_m for image in images]
     judged = judged_on(model, photo.code, codes, ToldPrior(places, told=told), reach_m=reach_m)
-    return NO_ANSWER if judged is None else _on_globe(judged, query, sides_m / sides_m[0])
+    if judged is None:
+        return NO_ANSWER
+    chip = judged.posterior.mode.chip
+    answer = _answer_in_chip(
+        model, photo.code, references[chip][1], judged.posterior, sides_m[chip]
+    )
+    return _on_globe(judged, query, sides_m / sides_m[0], answer)
 
 
 def _places_of(lat_lon: Float, side_m: float) -> Places:
@@ -219,10 +235,19 @@ def _together(codes: Sequence[AerialCodes]) -> AerialCodes:
     )  # fmt: skip
 
 
-def _on_globe(judged: Judged, query: SampleQuery, scale: Float) -> Found:
-    """An answer of the gallery; `scale (R,)` is the chips' true size over that in the posterior."""
+def _on_globe(
+    judged: Judged, query: SampleQuery, scale: Float, answer: tuple[float, float, float]
+) -> Found:
+    """An answer of the gallery, in the mode's chip.
+
+    Args:
+        judged: the posterior.
+        query: what is asked.
+        scale: (R,) the chips' true size over that in the posterior.
+        answer: metres east and north of the centre of the mode's chip, heading.
+    """
     posterior, truth = judged.posterior, query.pose
-    places, mode = posterior.places, posterior.mode
+    places, chip = posterior.places, posterior.mode.chip
     from_chips = geodesic.offset_m(
         lat=places.lat, lon=places.lon, to_lat=truth.lat, to_lon=truth.lon
     )
@@ -230,15 +255,11 @@ def _on_globe(judged: Judged, query: SampleQuery, scale: Float) -> Found:
     true_x, true_y = from_chips[nearest] / scale[nearest]
     true_xy = (float(places.x_m[nearest] + true_x), float(places.y_m[nearest] + true_y))
     found = found_of(posterior, judged.features, judged.confidence, true_xy=true_xy, seconds=0.0)
-    chip = mode.chip
     lat, lon = geodesic.moved(
-        lat=places.lat[chip],
-        lon=places.lon[chip],
-        x_m=(mode.x_m - places.x_m[chip]) * scale[chip],
-        y_m=(mode.y_m - places.y_m[chip]) * scale[chip],
+        lat=places.lat[chip], lon=places.lon[chip], x_m=answer[0], y_m=answer[1]
     )
     x_m, y_m = geodesic.offset_m(lat=truth.lat, lon=truth.lon, to_lat=lat, to_lon=lon).tolist()
     return replace(
         found, x_m=x_m, y_m=y_m, lat=float(lat), lon=float(lon),
-        heading_deg=mode.heading_deg if found.says_heading else np.nan,
+        heading_deg=answer[2] if found.says_heading else np.nan,
     )  # fmt: skip

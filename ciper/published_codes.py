@@ -28,7 +28,7 @@ NUM_KEPT = 256
 # Whole galleries are searched exactly: 90,618 images of 36 places each.
 EXACT_LIMIT = 10_000_000
 # A reference answers for its middle, up to this share of its side from its centre along both axes:
-# the rest is in other references' middles. The positives of VIGOR reach to 0.283 (Seattle).
+# the rest is in other references' middles. The positives of VIGOR reach to 0.286 (Seattle).
 REACH_SHARE = 0.3
 
 Chip: TypeAlias = tuple[AerialImage, Cut]
@@ -127,11 +127,13 @@ class References:
     Attributes:
         images: the references.
         descriptors: (R, L, D) of their places, NaN of what cannot be read.
-        problems: what is wrong with those, one line each.
+        is_read: (R,) which files could be read.
+        problems: what is wrong with the others, one line each.
     """
 
     images: tuple[AerialImage, ...]
     descriptors: NDArray[np.float16]
+    is_read: NDArray[np.bool_]
     problems: tuple[str, ...]
 
     @classmethod
@@ -158,7 +160,8 @@ class References:
                 f"none of {len(images)} references can be read; expected the imagery of the data "
                 f"set: copy it again. The first: {problems[0]}"
             )
-        return cls(images, _stacked(kept), tuple(problems))
+        is_read = np.array([places is not None for places in kept])
+        return cls(images, _stacked(kept), is_read, tuple(problems))
 
     @cached_property
     def index(self) -> DescriptorIndex:

@@ -82,18 +82,10 @@ def world_offset(x_m: Any, y_m: Any, up_deg: Any) -> Floats:
 def queries_of(protocol: Protocol) -> list[SampleQuery]:
     """The queries, nothing asked yet."""
     samples = protocol.samples
-    lat, lon = geodesic.moved(
-        lat=[s.image.lat for s in samples],
-        lon=[s.image.lon for s in samples],
-        x_m=[s.x_m for s in samples],
-        y_m=[s.y_m for s in samples],
-    )
     true = protocol.true.tolist() if protocol.has_gallery else range(len(samples))
     return [
-        SampleQuery(PhotoPose(s.photo, *place, s.heading_deg), chip, sample=s)
-        for s, place, chip in zip(
-            samples, zip(lat.tolist(), lon.tolist(), strict=True), true, strict=True
-        )
+        SampleQuery(PhotoPose(s.photo, *s.position, s.heading_deg), chip, sample=s)
+        for s, chip in zip(samples, true, strict=True)
     ]
 
 

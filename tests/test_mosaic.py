@@ -51,6 +51,24 @@ def test_georeference_is_that_of_true_metres(lat: float, lon: float) -> None:
     assert y == pytest.approx((320 - v) * GSD, abs=0.002)
 
 
+@pytest.mark.parametrize("lat", [49.015, -33.9, 0.0])
+def test_tiles_of_web_mercator_have_its_square_pixels(lat: float) -> None:
+    """And the camera of a sample stands on the pixel that shows it."""
+    gsd = 156543.03392 * np.cos(np.radians(lat)) / 2**19
+    image = AerialImage(Path("x.png"), lat, 8.4, gsd, 1280, is_mercator=True)
+    a, _, c, _, e, f = mercator_transform(image)
+    assert (a, e) == pytest.approx((156543.03392 / 2**19, -156543.03392 / 2**19), rel=1e-7)
+    told, cut = Told(0.0, 180.0, 64.0), Cut(0.0, 0.0, 0.0, 100.0)
+    for x_m, y_m in ((90.0, 60.0), (-90.0, 60.0), (-90.0, -60.0), (90.0, -60.0)):
+        sample = Sample("one", Path("p"), CameraOverrides(), x_m, y_m, 0.0, image, cut, told)
+        at_lat, at_lon = sample.position
+        east = 6_378_137.0 * np.radians(at_lon)
+        north = 6_378_137.0 * np.arcsinh(np.tan(np.radians(at_lat)))
+        column, row = (east - c) / a, (north - f) / e
+        assert (column - 640) * gsd == pytest.approx(x_m, abs=0.002)
+        assert (640 - row) * gsd == pytest.approx(y_m, abs=0.002)
+
+
 def test_chips_of_the_rasters_show_what_lies_there(tmp_path: Path) -> None:
     """A red mark in the north-east of an image, a blue one in its south-west."""
     source = tmp_path / "set" / "one & only.png"

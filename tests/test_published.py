@@ -20,6 +20,7 @@ from ciper.data.datasets import ProtocolOptions
 from ciper.data.protocol import AerialImage, Cut, Protocol, Told
 from ciper.errors import ConfigError, DatasetError, OutputError
 from ciper.evaluate import evaluate
+from ciper.metrics import NO_REFERENCE
 from ciper.model.load import Calibration, Model, PaperModel, load_model
 from ciper.model.released import Origin
 from ciper.posterior import Places
@@ -243,14 +244,13 @@ def test_unreadable_queries_are_failures_everywhere(tmp_path: Path) -> None:
     assert figures["pose"]["recall@5m"] == pytest.approx(3 / 5)
     assert figures["pose"]["mean_m"] == np.inf
     assert figures["end_to_end"]["recall@25m"] == pytest.approx(3 / 5)
-    # Both unreadable references count against everyone.
-    assert [query.rank for query in queries[2:]] == [2, 2, 2]
-    assert [query.hit_rank for query in queries[2:]] == [2, 2, 1]
-    assert figures["retrieval"]["recall@1"] == 0.0
-    assert figures["retrieval"]["recall@5"] == pytest.approx(3 / 5)
+    # References that cannot be read take nobody's rank but that of the place that they show.
+    assert [query.rank for query in queries] == [NO_REFERENCE, NO_REFERENCE, 0, 0, 0]
+    assert [query.hit_rank for query in queries[2:]] == [0, 0, 0]
+    assert figures["retrieval"]["recall@1"] == pytest.approx(3 / 5)
     told = " ".join(asking.warnings(queries))
     assert "2 of 5 photos or their chips cannot be read and count as failures" in told
-    assert "2 of 10 references cannot be read and count against" in told
+    assert "2 of 10 references cannot be read: they do not compete" in told
 
 
 def test_without_a_gallery_too(tmp_path: Path) -> None:
@@ -258,10 +258,9 @@ def test_without_a_gallery_too(tmp_path: Path) -> None:
     protocol.samples[0].photo.unlink()
     protocol.samples[1].image.path.unlink()
     queries, figures, asking = asked_of(protocol, Beacon())
-    # The first chip competes though its photo cannot be read, the second counts against.
-    assert [query.rank for query in queries][2] == 1
-    assert figures["retrieval_per_query_chips"]["recall@1"] == 0.0
-    assert figures["retrieval_per_query_chips"]["recall@5"] == pytest.approx(1 / 3)
+    # The first chip competes though its photo cannot be read, the second is not there.
+    assert [query.rank for query in queries][2] == 0
+    assert figures["retrieval_per_query_chips"]["recall@1"] == pytest.approx(1 / 3)
     assert any("gives away" in warning for warning in asking.warnings(queries))
     nothing = replace(protocol, samples=protocol.samples[:2])
     _, figures, _ = asked_of(nothing, Beacon())

@@ -189,7 +189,12 @@ def _images(drive: Drive, labels: Labels) -> dict[str, AerialImage]:
     places = dict(zip(labels.chips, labels.centres.tolist(), strict=True))
     return {
         name: AerialImage(
-            drive.chips / name, lat=lat, lon=lon, gsd=image_gsd(lat), side_px=IMAGE_SIDE_PX
+            drive.chips / name,
+            lat=lat,
+            lon=lon,
+            gsd=image_gsd(lat),
+            side_px=IMAGE_SIDE_PX,
+            is_mercator=True,
         )
         for name, (lat, lon) in places.items()
     }

@@ -120,7 +120,7 @@ def _sample(
         x_m=float(x_m),
         y_m=float(y_m),
         heading_deg=fix.heading_deg,
-        image=AerialImage(folders.image(listed), fix.lat, fix.lon, gsd, IMAGE_PX),
+        image=AerialImage(folders.image(listed), fix.lat, fix.lon, gsd, IMAGE_PX, is_mercator=True),
         cut=published_cut(
             label,
             reading=options.reading,

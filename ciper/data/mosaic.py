@@ -23,11 +23,8 @@ from PIL.Image import open as open_header
 from ciper.data.protocol import AerialImage, Protocol
 from ciper.errors import DatasetError
 from ciper.files import written_whole
+from ciper.geodesic import SEMI_MAJOR_M, radii_of_curvature
 from ciper.index import AerialEncoder, build_index
-
-# WGS84.
-_SEMI_MAJOR_M = 6_378_137.0
-_ECCENTRICITY_2 = 0.006694379990141317
 
 # An image is left out if one that is kept lies nearer than this share of its side: what is around
 # every camera is then still a quarter of a side deep.
@@ -77,17 +74,15 @@ def mercator_transform(image: AerialImage) -> tuple[float, float, float, float, 
     """EPSG:3857 from an image's pixels: (a, b, c, d, e, f) as rasterio has them.
 
     North is up in both. With the radii of curvature N and M of the ellipsoid a true metre is
-    a / (N cos lat) Mercator metres to the east and a / (M cos lat) to the north (Snyder 1987, "Map
-    projections", 4-20, 4-18, applied to the spherical formulas of EPSG:3857).
+    a / (N cos lat) Mercator metres to the east and a / (M cos lat) to the north: the spherical
+    formulas of EPSG:3857 applied to the ellipsoid's latitude. Pixels of Web Mercator are square.
     """
-    lat = math.radians(image.lat)
-    flat = 1.0 - _ECCENTRICITY_2 * math.sin(lat) ** 2
-    prime_vertical_m = _SEMI_MAJOR_M / math.sqrt(flat)
-    meridional_m = prime_vertical_m * (1.0 - _ECCENTRICITY_2) / flat
-    across = image.gsd * _SEMI_MAJOR_M / (prime_vertical_m * math.cos(lat))
-    down = image.gsd * _SEMI_MAJOR_M / (meridional_m * math.cos(lat))
-    x = _SEMI_MAJOR_M * math.radians(image.lon)
-    y = _SEMI_MAJOR_M * math.asinh(math.tan(lat))
+    meridional_m, prime_vertical_m = radii_of_curvature(image.lat)
+    lat, (east, north) = math.radians(image.lat), image.true_metres
+    across = east * image.gsd * SEMI_MAJOR_M / (prime_vertical_m * math.cos(lat))
+    down = north * image.gsd * SEMI_MAJOR_M / (meridional_m * math.cos(lat))
+    x = SEMI_MAJOR_M * math.radians(image.lon)
+    y = SEMI_MAJOR_M * math.asinh(math.tan(lat))
     half = image.side_px / 2.0
     return across, 0.0, x - half * across, 0.0, -down, y + half * down
 
@@ -108,8 +103,8 @@ def thinned(images: Iterable[AerialImage]) -> tuple[AerialImage, ...]:
     cells: dict[tuple[int, int], list[NDArray[np.float64]]] = {}
     for image in images:
         reach_m = THINNING * image.side_m
-        north_m = math.radians(image.lat) * _SEMI_MAJOR_M
-        east_m = math.radians(image.lon) * _SEMI_MAJOR_M * math.cos(math.radians(image.lat))
+        north_m = math.radians(image.lat) * SEMI_MAJOR_M
+        east_m = math.radians(image.lon) * SEMI_MAJOR_M * math.cos(math.radians(image.lat))
         place = np.array([east_m, north_m])
         row, col = math.floor(north_m / reach_m), math.floor(east_m / reach_m)
         near = (cells.get((row + i, col + j), ()) for i in (-1, 0, 1) for j in (-1, 0, 1))

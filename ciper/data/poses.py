@@ -90,6 +90,11 @@ class PhotoPose:
             roll_deg=self.roll_deg,
         )
 
+    @property
+    def told_heading_deg(self) -> float | None:
+        """What a model that was trained on panoramas turned to north may be told."""
+        return self.heading_deg
+
     def read(self) -> ReadPhoto:
         """The photo and its camera.
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ciper.camera import CameraOverrides
 from ciper.geo import forward, right, wrap_deg
-from ciper.geodesic import moved
+from ciper.geodesic import SEMI_MAJOR_M, moved, radii_of_curvature
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,10 @@ class AerialImage:
     Attributes:
         path: of the file.
         lat, lon: of its centre, WGS84.
-        gsd: true metres per pixel.
+        gsd: metres per pixel.
         side_px: pixels along its side, as published.
+        is_mercator: its pixels are those of Web Mercator, and `gsd` is theirs on the sphere at the
+            centre's latitude: up to 0.7 % off the ellipsoid's, along one axis more than the other.
     """
 
     path: Path
@@ -34,6 +36,15 @@ class AerialImage:
     lon: float
     gsd: float
     side_px: int
+    is_mercator: bool = False
+
+    @property
+    def true_metres(self) -> tuple[float, float]:
+        """Metres on the ellipsoid, east and north, that one of its metres stands for."""
+        if not self.is_mercator:
+            return 1.0, 1.0
+        meridional_m, prime_vertical_m = radii_of_curvature(self.lat)
+        return prime_vertical_m / SEMI_MAJOR_M, meridional_m / SEMI_MAJOR_M
 
     @property
     def side_m(self) -> float:
@@ -84,7 +95,7 @@ class Sample:
         name: tells it from all others of its protocol, and is the same on every machine.
         photo: file.
         camera: what the data set says of the camera.
-        x_m, y_m: the camera, true east and north of the aerial image's centre.
+        x_m, y_m: the camera, east and north of the aerial image's centre, in the image's metres.
         heading_deg: clockwise from true north, [0, 360).
         image: the aerial image that shows the place.
         cut: the published chip.
@@ -108,7 +119,10 @@ class Sample:
     @property
     def position(self) -> tuple[float, float]:
         """The camera's latitude and longitude, WGS84."""
-        lat, lon = moved(lat=self.image.lat, lon=self.image.lon, x_m=self.x_m, y_m=self.y_m)
+        east, north = self.image.true_metres
+        lat, lon = moved(
+            lat=self.image.lat, lon=self.image.lon, x_m=east * self.x_m, y_m=north * self.y_m
+        )
         return float(lat), float(lon)
 
     @property

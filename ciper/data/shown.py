@@ -28,6 +28,12 @@ class ShownPose(PhotoPose):
         lat, lon = sample.position
         return cls(sample.photo, lat, lon, sample.heading_deg, sample=sample)
 
+    @property
+    def told_heading_deg(self) -> float | None:
+        """Only what the protocol tells: a turn may be what is tested."""
+        assert self.sample is not None
+        return self.heading_deg if self.sample.told.heading_within_deg == 0.0 else None
+
     def read(self) -> ReadPhoto:
         """What is shown of the photo; raises what `read_shown` raises."""
         assert self.sample is not None

@@ -139,7 +139,8 @@ def _take_frame(
     middle = [f"{deg:.10f}" for deg in town.geographic(x - float(off_m[0]), y - float(off_m[1]))]
     aerial_lat, aerial_lon = map(float, middle)
     path = log.aerial / f"{'_'.join(middle)}.png"
-    town.save_aerial(AerialImage(path, aerial_lat, aerial_lon, tile_gsd(aerial_lat), SIDE_PX))
+    gsd = tile_gsd(aerial_lat)
+    town.save_aerial(AerialImage(path, aerial_lat, aerial_lon, gsd, SIDE_PX, is_mercator=True))
     heading_deg, camera = _camera_on(body)
     shot = Shot(*site, heading_deg, CAMERA_HEIGHT_M, camera)
     pose = town.photograph(log.photos / f"{body.name}.png", shot, rng)

@@ -146,7 +146,7 @@ def _take_frame(
     pitch_deg, roll_deg = (float(lean) for lean in rng.uniform(-_LEAN_DEG, _LEAN_DEG, 2))
     fields = _oxts_fields(lat, lon, heading_deg=heading_deg, pitch_deg=pitch_deg, roll_deg=roll_deg)
     write_lines(frame.oxts, [" ".join(fields)])
-    town.save_aerial(AerialImage(frame.aerial, lat, lon, tile_gsd(lat), SIDE_PX))
+    town.save_aerial(AerialImage(frame.aerial, lat, lon, tile_gsd(lat), SIDE_PX, is_mercator=True))
     camera = DAYS[frame.date].camera
     leaning = replace(camera, pitch_deg=pitch_deg, roll_deg=roll_deg)
     shot = Shot(*site, heading_deg, CAMERA_HEIGHT_M, leaning)

@@ -60,11 +60,10 @@ class Town:
         The image's north is taken to be the city's: 1 km from its middle they are 0.01 deg apart.
         """
         x, y = self.metres(lat=image.lat, lon=image.lon)
-        half = image.side_m / 2.0
-        west, north = x - half, self.city.size_m - (y + half)
-        left, upper = west / self.gsd, north / self.gsd
-        side = image.side_m / self.gsd
-        box = (left, upper, left + side, upper + side)
+        width, height = (metres * image.side_m / self.gsd for metres in image.true_metres)
+        middle_u, middle_v = x / self.gsd, (self.city.size_m - y) / self.gsd
+        left, upper = middle_u - width / 2.0, middle_v - height / 2.0
+        box = (left, upper, left + width, upper + height)
         size_px = (image.side_px, image.side_px)
         chip = self.picture.resize(size_px, Image.Resampling.BILINEAR, box=box)
         _save_png(chip, image.path)
