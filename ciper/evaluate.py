@@ -10,8 +10,8 @@ is a failure in each of them, never left out.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from ciper.asking import (
     one_line,
     without_gaps,
 )
-from ciper.data.datasets import ProtocolOptions, parse_spec, read_protocol
+from ciper.data.datasets import DATASETS, ProtocolOptions, parse_spec, read_protocol
 from ciper.data.photos import find_photos
 from ciper.data.poses import PhotoPose, read_poses
 from ciper.data.shown import ShownPose
@@ -98,7 +98,10 @@ def evaluate(
     options = options or EvaluateOptions()
     if parse_spec(spec) is None:
         if protocol is not None:
-            raise ConfigError(f"{spec} is no data set with splits; leave their options out")
+            raise ConfigError(
+                f"{spec} is no data set with splits; expected {', '.join(DATASETS)} with :ROOT, or "
+                "none of their options"
+            )
         if gallery is None:
             raise ConfigError(f"{spec} needs a gallery to be found in; name it with --gallery")
         asked = _Asked(spec, read_poses(spec), Path(gallery), model, device, options, seed)
@@ -126,6 +129,7 @@ class _Asked:
     options: EvaluateOptions
     seed: int
     notes: tuple[str, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 def _evaluate_in_gallery(asked: _Asked, out: Path, progress: Progress) -> dict[str, Any]:
@@ -140,7 +144,7 @@ def _evaluate_in_gallery(asked: _Asked, out: Path, progress: Progress) -> dict[s
         chips = localizer.gallery.chips
         places = Places.around(chips.lat, chips.lon, chip_m=localizer.model.chip_m)
         setting = Setting(places, options, seed)
-        figures = {**_described(localizer, asked.spec, seed), **figures_of(queries, setting)}
+        figures = {**_described(localizer, asked), **figures_of(queries, setting)}
         foreign_confidence, problems = _confidence_of(localizer, foreign, progress)
         if foreign:
             figures["foreign"] = foreign_figures(
@@ -168,6 +172,8 @@ def _asked_on_grid(asked: _Asked, chosen: ProtocolOptions, progress: Progress) -
     from ciper.data.mosaic import index_imagery
 
     protocol = read_protocol(asked.spec, chosen)
+    if protocol.dataset != "vigor" and chosen.heading_noise_deg is not None:
+        raise ConfigError("--heading-noise turns published chips, none on a grid; leave it out")
     made = asked.model
     model = made if isinstance(made, Model) else load_model(made, asked.device)
     notes = index_imagery(protocol, asked.gallery, model, progress)
@@ -177,7 +183,8 @@ def _asked_on_grid(asked: _Asked, chosen: ProtocolOptions, progress: Progress) -
     if num_again := len(poses) - len(once):
         notes = (*notes, f"{num_again} queries differ in their published chips alone: asked once")
     different = tuple(reversed(once.values()))
-    return replace(asked, poses=different, model=model, notes=(*protocol.notes, *notes))
+    asked = replace(asked, poses=different, model=model, notes=(*protocol.notes, *notes))
+    return replace(asked, settings={**protocol.settings, "protocol": "grid"})
 
 
 def _needed(gallery: str | Path | None, spec: str) -> Path:
@@ -204,16 +211,17 @@ def _check_published(spec: str, gallery: str | Path | None, options: EvaluateOpt
 # ------------------------------------------------------------------------------------------ report
 
 
-def _described(localizer: Localizer, spec: str, seed: int) -> dict[str, Any]:
+def _described(localizer: Localizer, asked: _Asked) -> dict[str, Any]:
     header = localizer.gallery.header
     return {
-        "spec": spec,
+        "spec": asked.spec,
+        **({"settings": dict(asked.settings)} if asked.settings else {}),
         "gallery": str(localizer.gallery.path),
         "model": localizer.model.model_name,
         "model_hash": localizer.model.model_hash,
         "chip_m": header.chip_m,
         "stride_m": header.stride_m,
-        "seed": seed,
+        "seed": asked.seed,
     }
 
 

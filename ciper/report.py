@@ -174,8 +174,10 @@ def _text(
 
 
 def _introduction(figures: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{name} {value}" for name, value in figures.get("settings", {}).items())
     return (
         f"# Evaluation of `{figures['model']}`\n\n"
+        f"{settings}{'. ' if settings else ''}"
         f"N = {figures['num_queries']} photos of `{figures['spec']}` against R = "
         f"{figures['num_references']} chips of `{figures['gallery']}`: chips of "
         f"{figures['chip_m']:g} m every {figures['stride_m']:g} m. "

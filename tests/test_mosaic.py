@@ -188,5 +188,14 @@ def test_a_data_set_on_a_grid(small_world: SmallWorld, tmp_path: Path) -> None:
     assert (gallery / "manifest.json").read_bytes() == made
     assert tree(root) == before
     # The other split's imagery is another gallery.
-    with pytest.raises(OutputError, match="already holds a gallery of other rasters"):
+    with pytest.raises(OutputError, match="is of other imagery or another model"):
         ask("test2")
+    settings = figures["settings"]
+    assert isinstance(settings, dict)
+    assert (settings["split"], settings["protocol"]) == ("test1", "grid")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    gallery = tmp_path / "mine"
+    with pytest.raises(OutputError, match="holds something else"):
+        ask("test1")
+    assert not (tmp_path / "mine-rasters").exists()

@@ -80,6 +80,23 @@ def test_impossible_choices(options: dict[str, object], message: str, tmp_path: 
         read_protocol(f"vigor:{tmp_path}", ProtocolOptions(**options))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        ("vigor", ProtocolOptions(reading="ciper"), "--protocol ciper: vigor has no such choice"),
+        ("kitti", ProtocolOptions(fov_deg=90.0), "--fov 90.0: kitti has no such choice"),
+        ("ford", ProtocolOptions(labels="original"), "--labels original: ford has no such choice"),
+    ],
+)
+def test_choices_of_another_data_set(
+    spec: str, options: ProtocolOptions, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_protocol(f"{spec}:{tmp_path}", options)
+    with pytest.raises(ConfigError, match="names no folder"):
+        parse_spec(f"{spec}:")
+
+
 def test_a_root_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="nowhere is no folder"):
         read_protocol(f"kitti:{tmp_path / 'nowhere'}")

@@ -12,6 +12,8 @@ names, 130 interrupted.
 
 from __future__ import annotations
 
+import signal
+
 from ciper.cli.commands import app
 
 __all__ = ["app", "main"]
@@ -19,4 +21,6 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """Run the command line; the script ``ciper`` and ``python -m ciper`` call this."""
+    # Whoever is told to end cleans up as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app(prog_name="ciper")

@@ -57,10 +57,16 @@ class ProtocolOptions:
 
 
 def parse_spec(spec: str) -> tuple[Dataset, Path] | None:
-    """The data set and its folder that `NAME:ROOT` names; None if it names none."""
+    """The data set and its folder that `NAME:ROOT` names; None if it names none.
+
+    Raises:
+        ConfigError: ROOT is missing.
+    """
     name, colon, root = spec.partition(":")
     for dataset in DATASETS:
         if colon and name.lower() == dataset:
+            if not root:
+                raise ConfigError(f"{spec!r} names no folder; expected {dataset}:ROOT")
             return dataset, Path(root)
     return None
 
@@ -81,9 +87,21 @@ def read_protocol(spec: str, options: ProtocolOptions | None = None) -> Protocol
         raise ConfigError(
             f"--split {split}: {dataset} has none such; expected {', '.join(SPLITS[dataset])}"
         )
+    _check_choices(dataset, options)
     if not root.is_dir():
         raise DatasetError(f"{root} is no folder; expected the folder that holds {dataset}")
     return _READERS[dataset](root, split, options)
+
+
+def _check_choices(dataset: Dataset, options: ProtocolOptions) -> None:
+    """Refuses what would be ignored."""
+    usual = ProtocolOptions()
+    own = ("reading",) if dataset == "vigor" else ("labels", "fov_deg")
+    for name in own:
+        value = getattr(options, name)
+        if value != getattr(usual, name):
+            option = {"reading": "--protocol", "labels": "--labels", "fov_deg": "--fov"}[name]
+            raise ConfigError(f"{option} {value}: {dataset} has no such choice; leave it out")
 
 
 def _vigor(root: Path, split: str, options: ProtocolOptions) -> Protocol:

@@ -21,8 +21,9 @@ from PIL.Image import DecompressionBombError
 from PIL.Image import open as open_header
 
 from ciper.data.protocol import AerialImage, Protocol
-from ciper.errors import DatasetError
-from ciper.files import written_whole
+from ciper.errors import DatasetError, GalleryModelMismatchError, OutputError
+from ciper.files import is_free, written_whole
+from ciper.gallery.manifest import holds_gallery
 from ciper.geodesic import SEMI_MAJOR_M, radii_of_curvature
 from ciper.index import AerialEncoder, build_index
 
@@ -51,13 +52,24 @@ def index_imagery(
 
     Raises:
         DatasetError: no image can be read.
-        OutputError, GalleryModelMismatchError: `gallery` holds another one.
+        OutputError: `gallery` holds something else.
     """
+    if not (is_free(gallery) or holds_gallery(gallery)):
+        raise OutputError(
+            f"--gallery {gallery} holds something else; expected a gallery of this imagery, or a "
+            "folder that is not there yet"
+        )
     images = gallery_images(protocol)
     made = write_rasters(images, gallery.with_name(f"{gallery.name}-rasters"))
-    report = build_index(
-        made.rasters, gallery, encoder, progress=lambda done, num: progress("chips", done, num)
-    )
+    try:
+        report = build_index(
+            made.rasters, gallery, encoder, progress=lambda done, num: progress("chips", done, num)
+        )
+    except (OutputError, GalleryModelMismatchError) as error:
+        raise OutputError(
+            f"--gallery {gallery} is of other imagery or another model; name another folder for "
+            f"{protocol.dataset} {protocol.settings.get('split', '')}"
+        ) from error
     notes = [
         f"the gallery is a grid of north-up chips over {len(made.rasters)} aerial images "
         f"({report.area_km2:.2f} km2); headings are not told"

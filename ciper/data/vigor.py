@@ -339,7 +339,13 @@ def _offsets(rows: Sequence[list[str]], path: Path) -> FloatArray:
     for row, column in np.argwhere(~np.isfinite(pixels)).tolist():
         what = f"has the offset {_OFFSETS(rows[row])[column]!r}; expected pixels, such as -17.0"
         raise _fault(path, row, f"{what}: fetch the file again")
-    return pixels.reshape(-1, 4, 2)
+    pixels = pixels.reshape(-1, 4, 2)
+    # A positive holds its camera; that of a semi-positive may stand up to a chip's side away.
+    limit_px = np.array([[0.5], [1.0], [1.0], [1.0]]) * SIDE_PX
+    for row in np.flatnonzero((np.abs(pixels) > limit_px).any(axis=(1, 2))).tolist():
+        what = f"puts its camera {np.abs(pixels[row]).max():.0f} px from the centre of a chip"
+        raise _fault(path, row, f"{what}; expected at most {SIDE_PX}, {SIDE_PX // 2} of the first")
+    return pixels
 
 
 def _number(text: str) -> float:
