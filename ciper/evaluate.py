@@ -40,7 +40,7 @@ from ciper.model.load import Model, load_model
 from ciper.model.model import ChipFeatures
 from ciper.posterior import Places, Posterior
 from ciper.prior import Near, Prior
-from ciper.published import PublishedRun, evaluate_published
+from ciper.published.evaluation import PublishedRun, evaluate_published
 from ciper.report import Evaluation, check_replaceable, write_metrics, write_report
 from ciper.scoring import (
     EvaluateOptions,

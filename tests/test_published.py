@@ -24,10 +24,10 @@ from ciper.metrics import NO_REFERENCE
 from ciper.model.load import Calibration, Model, PaperModel, load_model
 from ciper.model.released import Origin
 from ciper.posterior import Places
-from ciper.published import Asking, warnings_of_training
-from ciper.published_answers import ToldPrior
-from ciper.published_codes import ChipCoder, References, cells_within
-from ciper.published_figures import (
+from ciper.published.answers import ToldPrior
+from ciper.published.codes import ChipCoder, References, cells_within
+from ciper.published.evaluation import Asking, warnings_of_training
+from ciper.published.figures import (
     Asked,
     SampleQuery,
     answers_in_chips,
@@ -301,7 +301,9 @@ def test_codes_are_kept_and_bounded(tmp_path: Path) -> None:
 def as_data_set(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Protocol]]:
     """Protocols by their spec, in place of the readers."""
     protocols: dict[str, Protocol] = {}
-    monkeypatch.setattr("ciper.published.read_protocol", lambda spec, _options: protocols[spec])
+    monkeypatch.setattr(
+        "ciper.published.evaluation.read_protocol", lambda spec, _options: protocols[spec]
+    )
     yield protocols
 
 
@@ -339,7 +341,7 @@ def test_a_report_with_a_gallery(
     assert "](cases/worst-1.png)" in text
     assert len(list((out / "cases").iterdir())) == 4
     # The figures are the matter now; drawing takes most of the time.
-    monkeypatch.setattr("ciper.published.write_published_report", lambda *_: None)
+    monkeypatch.setattr("ciper.published.evaluation.write_published_report", lambda *_: None)
     again = evaluate("vigor:x", out, model=Beacon())
     timed = ("seconds", "seconds_per_query")
     assert {k: v for k, v in again.items() if k not in timed} == {

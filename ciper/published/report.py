@@ -18,7 +18,7 @@ from ciper.data.sheet import draw_chip
 from ciper.data.shown import read_shown
 from ciper.drawing import ANSWER, DPI, INK, OUTLINE, PAPER, draw_arrow, save_figure
 from ciper.geo import forward, right
-from ciper.published_figures import Asked, SampleQuery, baseline_answers, table_of
+from ciper.published.figures import Asked, SampleQuery, baseline_answers, table_of
 from ciper.report import (
     END_TO_END_ROWS,
     METRICS,

@@ -20,8 +20,8 @@ from ciper.model.model import ChipFeatures, Model, PhotoCode
 from ciper.pose_grid import CELLS_PER_CHIP, NUM_COARSE
 from ciper.posterior import Places, Posterior
 from ciper.prior import NEAR_SOFTNESS, Prior
-from ciper.published_codes import REACH_SHARE, cells_within, seen_cut, whole
-from ciper.published_figures import SampleQuery, world_offset
+from ciper.published.codes import REACH_SHARE, cells_within, seen_cut, whole
+from ciper.published.figures import SampleQuery, world_offset
 from ciper.scoring import NO_ANSWER, Found
 
 Float = NDArray[np.floating[Any]]

@@ -27,10 +27,10 @@ from ciper.files import finished_folder
 from ciper.gallery.shards import AerialCodes
 from ciper.legacy import strict_greater_ranks
 from ciper.model.load import Model, PaperModel, load_model
-from ciper.published_answers import SeenPhoto, among, in_chip, without_told_heading
-from ciper.published_codes import CHIPS_AT_ONCE, ChipCoder, References, whole
-from ciper.published_figures import Asked, SampleQuery, figures_of, queries_of
-from ciper.published_report import write_published_report
+from ciper.published.answers import SeenPhoto, among, in_chip, without_told_heading
+from ciper.published.codes import CHIPS_AT_ONCE, ChipCoder, References, whole
+from ciper.published.figures import Asked, SampleQuery, figures_of, queries_of
+from ciper.published.report import write_published_report
 from ciper.report import check_replaceable, write_metrics
 
 # A photo is matched with so many of its most similar references.

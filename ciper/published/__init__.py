@@ -1,0 +1,1 @@
+"""Evaluation on the protocols of the field as they are published: fixed chips, fixed galleries."""
