@@ -31,7 +31,6 @@ from ciper.asking import (
 from ciper.data.datasets import DATASETS, ProtocolOptions, parse_spec, read_protocol
 from ciper.data.photos import find_photos
 from ciper.data.poses import PhotoPose, read_poses
-from ciper.data.shown import ShownPose
 from ciper.errors import CameraError, ConfigError, PhotoError
 from ciper.files import finished_folder
 from ciper.geo import LocalFrame
@@ -169,7 +168,7 @@ def _evaluate_in_gallery(asked: _Asked, out: Path, progress: Progress) -> dict[s
 def _asked_on_grid(asked: _Asked, chosen: ProtocolOptions, progress: Progress) -> _Asked:
     """The queries of a data set, and a gallery of its imagery that knows none of their poses."""
     # Writing galleries needs more than asking in them.
-    from ciper.data.mosaic import index_imagery
+    from ciper.published.grid import different_poses, index_imagery
 
     protocol = read_protocol(asked.spec, chosen)
     if protocol.dataset != "vigor" and chosen.heading_noise_deg is not None:
@@ -177,13 +176,10 @@ def _asked_on_grid(asked: _Asked, chosen: ProtocolOptions, progress: Progress) -
     made = asked.model
     model = made if isinstance(made, Model) else load_model(made, asked.device)
     notes = index_imagery(protocol, asked.gallery, model, progress)
-    poses = [ShownPose.of(sample) for sample in protocol.samples]
-    # Queries that differ in the shift and the turn of their chips alone are one on a grid.
-    once = {(p.photo, p.lat, p.lon, p.heading_deg): p for p in reversed(poses)}
-    if num_again := len(poses) - len(once):
+    poses = different_poses(protocol.samples)
+    if num_again := len(protocol.samples) - len(poses):
         notes = (*notes, f"{num_again} queries differ in their published chips alone: asked once")
-    different = tuple(reversed(once.values()))
-    asked = replace(asked, poses=different, model=model, notes=(*protocol.notes, *notes))
+    asked = replace(asked, poses=poses, model=model, notes=(*protocol.notes, *notes))
     return replace(asked, settings={**protocol.settings, "protocol": "grid"})
 
 

@@ -9,7 +9,7 @@ into the data set's folder, and no pixel is copied.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -21,65 +21,14 @@ from PIL.Image import DecompressionBombError
 from PIL.Image import open as open_header
 
 from ciper.data.protocol import AerialImage, Protocol
-from ciper.errors import DatasetError, GalleryModelMismatchError, OutputError
-from ciper.files import is_free, written_whole
-from ciper.gallery.manifest import holds_gallery
+from ciper.errors import DatasetError
+from ciper.files import written_whole
 from ciper.geodesic import SEMI_MAJOR_M, radii_of_curvature
-from ciper.index import AerialEncoder, build_index
 
 # An image is left out if one that is kept lies nearer than this share of its side: what is around
 # every camera is then still a quarter of a side deep.
 THINNING = 0.25
 _BANDS = {"L": 1, "RGB": 3, "RGBA": 4}
-
-
-def index_imagery(
-    protocol: Protocol,
-    gallery: Path,
-    encoder: AerialEncoder,
-    progress: Callable[[str, int, int], None],
-) -> tuple[str, ...]:
-    """Makes a gallery of a protocol's imagery, or goes on with it; a finished one is left alone.
-
-    Args:
-        protocol: whose imagery.
-        gallery: folder to write; the rasters that it is made of lie beside it, in NAME-rasters.
-        encoder: a model.
-        progress: called with (what, done, total).
-
-    Returns:
-        What whoever reads the figures must know.
-
-    Raises:
-        DatasetError: no image can be read.
-        OutputError: `gallery` holds something else.
-    """
-    if not (is_free(gallery) or holds_gallery(gallery)):
-        raise OutputError(
-            f"--gallery {gallery} holds something else; expected a gallery of this imagery, or a "
-            "folder that is not there yet"
-        )
-    images = gallery_images(protocol)
-    made = write_rasters(images, gallery.with_name(f"{gallery.name}-rasters"))
-    try:
-        report = build_index(
-            made.rasters, gallery, encoder, progress=lambda done, num: progress("chips", done, num)
-        )
-    except (OutputError, GalleryModelMismatchError) as error:
-        raise OutputError(
-            f"--gallery {gallery} is of other imagery or another model; name another folder for "
-            f"{protocol.dataset} {protocol.settings.get('split', '')}"
-        ) from error
-    notes = [
-        f"the gallery is a grid of north-up chips over {len(made.rasters)} aerial images "
-        f"({report.area_km2:.2f} km2); headings are not told"
-    ]
-    if made.problems:
-        notes.append(
-            f"{len(made.problems)} of {len(images)} aerial images cannot be read and are no part "
-            f"of the gallery; the first: {made.problems[0]}"
-        )
-    return tuple(notes)
 
 
 def mercator_transform(image: AerialImage) -> tuple[float, float, float, float, float, float]:
