@@ -235,10 +235,12 @@ class Asking:
         all_ranks, hit_ranks = metrics.ranks_and_hit_ranks(
             descriptors, references, true, semi_positives=semi_positives
         )
-        legacy_ranks = strict_greater_ranks(descriptors, references, true)
-        for number, *found in zip(asked, all_ranks, hit_ranks, legacy_ranks, strict=True):
-            query = queries[number]
-            query.rank, query.hit_rank, query.legacy_rank = map(int, found)
+        for number, *found in zip(asked, all_ranks, hit_ranks, strict=True):
+            queries[number].rank, queries[number].hit_rank = map(int, found)
+        if references.shape[1] == 1:
+            legacy_ranks = strict_greater_ranks(descriptors, references, true)
+            for number, rank in zip(asked, legacy_ranks.tolist(), strict=True):
+                queries[number].legacy_rank = rank
 
     def _all_descriptors(self, num_queries: int) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
         """`(R, L, D)` of the gallery, or of every query's own chip, and `(R,)` which were read."""

@@ -42,13 +42,14 @@ class SampleQuery(Query):
         sample: what is asked.
         untold: the answer in its published chip without what the protocol tells.
         misfit: why the model was not trained on such photos, if that is so.
-        legacy_rank: as CIPER's code counts it, see `legacy.strict_greater_ranks`.
+        legacy_rank: as CIPER's code counts it, see `legacy.strict_greater_ranks`; None where
+            references have several descriptors, of which that code knows one.
     """
 
     sample: Sample
     untold: Found = NO_ANSWER
     misfit: str = ""
-    legacy_rank: int = metrics.NO_REFERENCE
+    legacy_rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def figures_of(queries: Sequence[SampleQuery], asked: Asked) -> dict[str, Any]:
         figures["calibration_pose"] = calibration_figures(queries, "in_chip")
     figures["baseline"] = baseline_figures(queries, asked)
     figures["legacy"] = legacy_figures(
-        ranks=[query.legacy_rank for query in queries],
+        ranks=_legacy_ranks(queries),
         num_references=asked.num_references,
         predicted=answers_in_chips(queries),
         true=[query.sample.pose for query in queries],
@@ -120,6 +121,13 @@ def figures_of(queries: Sequence[SampleQuery], asked: Asked) -> dict[str, Any]:
     is_timed = np.isfinite(seconds)
     figures["seconds_per_query"] = float(np.median(seconds[is_timed])) if is_timed.any() else np.nan
     return figures
+
+
+def _legacy_ranks(queries: Sequence[SampleQuery]) -> list[int] | None:
+    ranks = [query.legacy_rank for query in queries]
+    if all(rank is None for rank in ranks):
+        return None
+    return [metrics.NO_REFERENCE if rank is None else rank for rank in ranks]
 
 
 def answers_in_chips(queries: Sequence[SampleQuery]) -> Floats:
