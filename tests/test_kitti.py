@@ -147,7 +147,9 @@ def test_poses_by_hand(
 )
 def test_lever_arm(tmp_path: Path, heading_deg: float, camera: tuple[float, float]) -> None:
     sample = one_sample(tmp_path, heading_deg, "0.6 0.3 0.9")
-    assert (sample.x_m, sample.y_m) == pytest.approx(camera, abs=1e-9)
+    east, north = sample.image.true_metres
+    assert (east * sample.x_m, north * sample.y_m) == pytest.approx(camera, abs=1e-9)
+    assert (sample.x_m, sample.y_m) == pytest.approx(camera, abs=0.003)
     assert sample.heading_deg == pytest.approx(heading_deg, abs=1e-9)
     assert (sample.image.lat, sample.image.lon) == (LAT, LON)
     lat, lon = sample.position

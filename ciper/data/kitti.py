@@ -111,7 +111,9 @@ def _sample(
     options: ProtocolOptions,
 ) -> Sample:
     gsd = gsd_at(fix.lat)
-    x_m, y_m = CAMERA_FORWARD_M * forward(fix.heading_deg) + CAMERA_RIGHT_M * right(fix.heading_deg)
+    image = AerialImage(folders.image(listed), fix.lat, fix.lon, gsd, IMAGE_PX, is_mercator=True)
+    arm_m = CAMERA_FORWARD_M * forward(fix.heading_deg) + CAMERA_RIGHT_M * right(fix.heading_deg)
+    x_m, y_m = arm_m / image.true_metres
     label = listed.label or drawn_label(listed.name, seed=options.seed)
     return Sample(
         name=listed.name,
@@ -120,7 +122,7 @@ def _sample(
         x_m=float(x_m),
         y_m=float(y_m),
         heading_deg=fix.heading_deg,
-        image=AerialImage(folders.image(listed), fix.lat, fix.lon, gsd, IMAGE_PX, is_mercator=True),
+        image=image,
         cut=published_cut(
             label,
             reading=options.reading,
