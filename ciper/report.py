@@ -14,7 +14,6 @@ import pyarrow.parquet
 
 from ciper import plots
 from ciper.asking import Progress
-from ciper.data.preprocess import read_photo
 from ciper.errors import OutputError
 from ciper.files import is_free
 from ciper.localize import Localizer
@@ -126,7 +125,7 @@ def _draw_cases(folder: Path, evaluation: Evaluation, progress: Progress) -> dic
             assert query.encoded is not None
             name = f"cases/{kind}-{number}.png"
             found = evaluation.localizer.answer(query.encoded)
-            photo = read_photo(query.pose.photo)
+            photo, _, _ = query.pose.read()
             answer_picture(found, evaluation.localizer, photo, folder / name, truth=query.pose)
             caption = f"{query.pose.photo.name}: {error_m[index]:.1f} m off"
             lines[kind].append(

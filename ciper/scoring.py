@@ -203,7 +203,7 @@ def figures_of(queries: Sequence[Query], setting: Setting) -> dict[str, Any]:
         found = end_to_end_figures(errors_of(queries, "near"), queries)
         figures["end_to_end_near"] = {"near_error_m": error_m, "near_radius_m": radius_m, **found}
         figures["calibration_near"] = calibration_figures(queries, "near")
-    figures["baseline"] = baseline_figures(queries, setting)
+    figures["baseline"] = baseline_figures(baseline_answers(queries, setting), queries)
     seconds = np.array([query.whole.seconds for query in queries])
     is_timed = np.isfinite(seconds)
     figures["seconds_per_query"] = float(np.median(seconds[is_timed])) if is_timed.any() else np.nan
@@ -318,11 +318,18 @@ def near_offset_m(options: EvaluateOptions, seed: int, index: int) -> tuple[floa
     return float(options.near[0] * np.sin(bearing)), float(options.near[0] * np.cos(bearing))
 
 
-def baseline_figures(queries: Sequence[Query], setting: Setting) -> dict[str, dict[str, Any]]:
-    """The figures of `baseline_answers`, by baseline and measurement."""
+def baseline_figures(
+    answers: Mapping[str, Mapping[str, Floats]], queries: Sequence[Query]
+) -> dict[str, dict[str, Any]]:
+    """The figures of baselines' answers (N, 3), by baseline and measurement.
+
+    Args:
+        answers: by measurement and baseline, "center" and "random".
+        queries: N that they answer.
+    """
     figures: dict[str, dict[str, Any]] = {"center": {}, "random": {}}
-    for name, answers in baseline_answers(queries, setting).items():
-        for baseline, answer in answers.items():
+    for name, by_baseline in answers.items():
+        for baseline, answer in by_baseline.items():
             errors = errors_about_truth(answer, queries)
             if name == "pose":
                 figures[baseline][name] = pose_figures(errors)

@@ -33,6 +33,7 @@ from ciper.scoring import (
     Found,
     Query,
     Setting,
+    baseline_answers,
     baseline_figures,
     end_to_end_figures,
     errors_of,
@@ -342,7 +343,8 @@ def test_baselines_know_the_geometry() -> None:
         for x in np.linspace(-31, 31, 40)
         for y in np.linspace(-31, 31, 40)
     ]
-    figures = baseline_figures(queries, setting(near_error_m=100.0))
+    answers = baseline_answers(queries, setting(near_error_m=100.0))
+    figures = baseline_figures(answers, queries)
     # The camera stands in the middle of the three chips, a city of 192 m x 64 m.
     assert figures["center"]["end_to_end"]["median_m"] == pytest.approx(0.0, abs=1e-6)
     assert 40 < figures["random"]["end_to_end"]["median_m"] < 60

@@ -20,10 +20,10 @@ from ciper.scoring import (
     Found,
     Query,
     answer_columns,
+    baseline_figures,
     calibration_figures,
     end_to_end_figures,
     error_columns,
-    errors_about_truth,
     errors_of,
     pose_figures,
 )
@@ -108,7 +108,7 @@ def figures_of(queries: Sequence[SampleQuery], asked: Asked) -> dict[str, Any]:
         if asked.protocol.has_gallery:
             figures["calibration"] = calibration_figures(queries, "whole")
         figures["calibration_pose"] = calibration_figures(queries, "in_chip")
-    figures["baseline"] = baseline_figures(queries, asked)
+    figures["baseline"] = baseline_figures(baseline_answers(queries, asked), queries)
     figures["legacy"] = legacy_figures(
         ranks=_legacy_ranks(queries),
         num_references=asked.num_references,
@@ -207,23 +207,6 @@ def _random_place(
 
 def _rows(offset: Floats, heading_deg: Floats) -> Floats:
     return np.concatenate([offset, heading_deg[:, None]], axis=1)
-
-
-def baseline_figures(
-    queries: Sequence[SampleQuery], asked: Asked
-) -> dict[str, dict[str, dict[str, float]]]:
-    """The figures of `baseline_answers`, by baseline and measurement."""
-    figures: dict[str, dict[str, dict[str, float]]] = {"center": {}, "random": {}}
-    for block, answers in baseline_answers(queries, asked).items():
-        for name, answer in answers.items():
-            errors = errors_about_truth(answer, queries)
-            if block == "pose":
-                figures[name][block] = pose_figures(errors)
-            else:
-                # It knows no chip, so nothing of it is gated.
-                found = end_to_end_figures(errors, queries)
-                figures[name][block] = {k: v for k, v in found.items() if "gated" not in k}
-    return figures
 
 
 # -------------------------------------------------------------------------------------------- table
