@@ -9,6 +9,7 @@ hypotheses come first, see `ciper.model.set_fit`.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,9 +21,12 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from ciper.camera import ASSUMED_FOV_DEG, Camera
+from ciper.checkpoint import load_checkpoint
 from ciper.city.parts import CITY_VERSION
+from ciper.config import from_dict
 from ciper.data.poses import PhotoPose, read_poses
 from ciper.errors import ConfigError, OutputError
+from ciper.gallery.inspect import expand_rasters
 from ciper.geo import LocalFrame, wrap_signed_deg
 from ciper.index import build_index
 from ciper.localize import (
@@ -32,7 +36,7 @@ from ciper.localize import (
 )
 from ciper.metrics import coverage
 from ciper.model.load import Calibration, Model, PaperModel, export_weights, load_model
-from ciper.model.model import PhotoCode, PosteriorShape
+from ciper.model.model import PhotoCode, PosteriorShape, ViewCalibration
 from ciper.model.paper import PaperGround
 from ciper.model.set_fit import Seen, fit_scale, fit_spread
 from ciper.simulate import SimulateConfig, parse_camera, simulate
@@ -71,6 +75,21 @@ class CalibrateConfig:
 
 
 @dataclass(frozen=True)
+class NadirImagery:
+    """Rasters (files, folders or globs) that photos looking straight down are calibrated with.
+
+    Attributes:
+        photos: of one date; photos are cut out of them.
+        imagery: of another date, of the same places; photos are searched in them.
+        elsewhere: of other places; photos cut out of them are foreign.
+    """
+
+    photos: tuple[str, ...]
+    imagery: tuple[str, ...]
+    elsewhere: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Case:
     """A photo of a city against its gallery under every candidate, all `(T,)`.
 
@@ -97,6 +116,7 @@ def calibrate(
     config: CalibrateConfig | None = None,
     *,
     cache: Path,
+    nadir: NadirImagery | None = None,
     device: str | None = None,
     progress: Progress = ignore_progress,
 ) -> Calibration:
@@ -107,6 +127,9 @@ def calibrate(
         out: weights file to write (float16 weights, configuration, calibration).
         config: the validation cities.
         cache: folder that keeps the simulated cities.
+        nadir: photos that look straight down alone are calibrated, with these rasters. For other
+            photos what was known before stays: of the checkpoint, or of the weights that it
+            started from where the plan head learned alone.
         device: of the network.
         progress: called with (what, done, total).
 
@@ -119,6 +142,14 @@ def calibrate(
     # Fit what will be used, the float16 weights; `out` is touched when all is done.
     cache.mkdir(parents=True, exist_ok=True)
     draft = cache / f"{out.stem}.draft.safetensors"
+    if nadir is not None:
+        export_weights(checkpoint, draft, known_calibration(checkpoint))
+        model = load_model(draft, device)
+        city = prepare_imagery(model, nadir, config, cache, progress)
+        calibration = fit_plan(model, [city], config, progress)
+        export_weights(checkpoint, out, calibration)
+        draft.unlink()
+        return calibration
     export_weights(checkpoint, draft, Calibration())
     model = load_model(draft, device)
     config = with_cameras_of(model, config)
@@ -130,6 +161,17 @@ def calibrate(
     export_weights(checkpoint, out, calibration)
     draft.unlink()
     return calibration
+
+
+def known_calibration(checkpoint: Path) -> Calibration:
+    """What is fitted already for photos of a checkpoint that do not look straight down."""
+    _, header = load_checkpoint(checkpoint)
+    if "calibration" in header:
+        return from_dict(Calibration, header["calibration"])
+    config = header["config"]
+    if config["train"].get("trained") == "plan" and config.get("init") not in (None, "random"):
+        return load_model(config["init"], "cpu").calibration
+    return Calibration(is_fitted=False)
 
 
 def fit_posterior(model: Model, cities: Sequence[City], progress: Progress) -> Model:
@@ -154,6 +196,29 @@ def fit_confidence(
     model: Model, cities: Sequence[City], config: CalibrateConfig, progress: Progress
 ) -> Calibration:
     """The model's calibration with logistic models of "within 5 m" and "in this gallery"."""
+    confidence, in_gallery = fit_events(model, cities, config, progress)
+    return replace(model.calibration, confidence=confidence, in_gallery=in_gallery)
+
+
+def fit_plan(
+    model: Model, cities: Sequence[City], config: CalibrateConfig, progress: Progress
+) -> Calibration:
+    """The model's calibration with what photos that look straight down ask for."""
+    cases, shapes = [], candidates()
+    for number, city in enumerate(cities, start=1):
+        for photo in _shown(city.own, progress, f"posterior, city {number}"):
+            cases.append(posterior_case(city.localizer, photo, shapes))
+    plan = ViewCalibration(fit_shape(cases, shapes))
+    model = replace(model, calibration=replace(model.calibration, plan=plan))
+    confidence, in_gallery = fit_events(model, cities, config, progress)
+    plan = replace(plan, confidence=confidence, in_gallery=in_gallery)
+    return replace(model.calibration, plan=plan)
+
+
+def fit_events(
+    model: Model, cities: Sequence[City], config: CalibrateConfig, progress: Progress
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Weights of the logistic models of "within 5 m" and of "in this gallery"."""
     features, is_right, is_own = [], [], []
     for number, city in enumerate(cities, start=1):
         localizer = Localizer(city.localizer.gallery, model)
@@ -167,11 +232,7 @@ def fit_confidence(
         counts = np.where(is_own, 1 - share, share)
         return fit_logistic(np.array(features), np.array(labels), counts)
 
-    return replace(
-        model.calibration,
-        confidence=fit(is_right, config.foreign_share),
-        in_gallery=fit(is_own, config.suspected_share),
-    )
+    return fit(is_right, config.foreign_share), fit(is_own, config.suspected_share)
 
 
 @dataclass(frozen=True)
@@ -197,6 +258,30 @@ def prepare_city(
         localizer=Localizer(gallery, model),
         own=tuple(photo for folder in own for photo in read_poses(folder / "poses.csv")),
         foreign=tuple(photo for folder in foreign for photo in read_poses(folder / "poses.csv")),
+    )
+
+
+def prepare_imagery(
+    model: Model, imagery: NadirImagery, config: CalibrateConfig, cache: Path, progress: Progress
+) -> City:
+    """Cuts photos out of one date's rasters and of elsewhere's, and indexes the other date's."""
+    digest = hashlib.sha256(repr((imagery, config)).encode()).hexdigest()[:12]
+
+    def taken(name: str, rasters: tuple[str, ...], seed: int) -> tuple[PhotoPose, ...]:
+        folder = cache / f"{name}-{digest}"
+        if not folder.exists():
+            settings = SimulateConfig(
+                seed=seed, num_photos=config.num_photos, camera="nadir", rasters=rasters
+            )
+            simulate(folder, settings, progress=progress)
+        return read_poses(folder / "poses.csv")
+
+    gallery = cache / f"gallery-{model.model_hash[:12]}-{digest}"
+    build_index(expand_rasters(imagery.imagery), gallery, model)
+    return City(
+        localizer=Localizer(gallery, model),
+        own=taken("own", imagery.photos, config.seeds[0]),
+        foreign=taken("foreign", imagery.elsewhere, config.seeds[0] + 1),
     )
 
 
@@ -364,7 +449,8 @@ def posterior_case(
 
 def answer(localizer: Localizer, photo: PhotoPose) -> tuple[tuple[float, ...], float]:
     """A photo's confidence features and its answer's distance from the truth."""
-    posterior, features = localizer.posterior(_code(localizer, photo))
+    judged = localizer.posterior(_code(localizer, photo))
+    posterior, features = judged.posterior, judged.features
     x_m, y_m = posterior.places.to_local(lat=photo.lat, lon=photo.lon)
     return features, float(np.hypot(posterior.mode.x_m - x_m, posterior.mode.y_m - y_m))
 

@@ -29,6 +29,12 @@ Projection = Literal["equirectangular", "pinhole"]
 ASSUMED_FOV_DEG = 75.0
 ASSUMED_FOVS_DEG = (60.0, 68.0, 75.0, 83.0, 90.0)
 
+# Below this elevation of its axis a pinhole's photo is a plan of the ground, not a view of streets.
+LOOKS_DOWN_DEG = -60.0
+# Usual heights of drones above the ground; neighbours differ by a sixth, so that the nearest one
+# is wrong by a twelfth at most.
+ASSUMED_HEIGHTS_M = (30.0, 35.0, 40.8, 47.6, 55.6, 64.8, 75.6, 88.2, 102.9, 120.0)
+
 
 @dataclass(frozen=True)
 class Camera:
@@ -47,6 +53,7 @@ class Camera:
         is_assumed: nothing told the field of view; see `assumed_cameras`.
         principal_px: (u, v) of a pinhole's viewing axis, to which heading and pitch belong; None
             means the middle of the photo. `hfov_deg` is that of the same lens about the middle.
+        height_m: above the ground, None if unknown; only cameras that look down need it.
     """
 
     projection: Projection
@@ -59,6 +66,7 @@ class Camera:
     roll_deg: float = 0.0
     is_assumed: bool = False
     principal_px: tuple[float, float] | None = None
+    height_m: float | None = None
 
     def __post_init__(self) -> None:
         if self.projection not in get_args(Projection):
@@ -69,6 +77,11 @@ class Camera:
             raise CameraError(f"a photo of {self.width_px} x {self.height_px} px has no pixels")
         _check_range("pitch", self.pitch_deg, 90.0)
         _check_range("roll", self.roll_deg, 180.0)
+        if self.looks_down and self.height_m is not None and not 0.0 < self.height_m < 1e5:
+            raise CameraError(
+                f"a camera {self.height_m} m above the ground sees none; expected more than 0 and "
+                "less than 100000 m"
+            )
         if self.projection == "pinhole":
             self._check_pinhole()
         else:
@@ -133,6 +146,11 @@ class Camera:
         if self.projection != "pinhole":
             raise CameraError("a panorama has no focal length")
         return self.width_px / 2.0 / math.tan(math.radians(self.hfov_deg) / 2.0)
+
+    @property
+    def looks_down(self) -> bool:
+        """Whether its photo is a plan of the ground: a pinhole's that looks steeply down."""
+        return self.projection == "pinhole" and self.pitch_deg <= LOOKS_DOWN_DEG
 
     @property
     def pixels_per_degree(self) -> tuple[float, float]:
@@ -252,6 +270,7 @@ class CameraOverrides:
     roll_deg: float | None = None
     focal_px: float | None = None
     principal_px: tuple[float, float] | None = None
+    height_m: float | None = None
 
 
 def camera_from_photo(
@@ -325,6 +344,7 @@ def _panorama(metadata: PhotoMetadata, size_px: tuple[int, int], said: CameraOve
         vfov_bottom_deg=source.vfov_bottom_deg,
         pitch_deg=_first(said.pitch_deg, metadata.pitch_deg, 0.0),
         roll_deg=_first(said.roll_deg, metadata.roll_deg, 0.0),
+        height_m=said.height_m,
     )
 
 
@@ -345,6 +365,7 @@ def _pinhole(metadata: PhotoMetadata, size_px: tuple[int, int], said: CameraOver
         roll_deg=_first(said.roll_deg, metadata.roll_deg, 0.0),
         is_assumed=told_deg is None,
         principal_px=said.principal_px,
+        height_m=metadata.height_m if said.height_m is None else said.height_m,
     )
 
 
@@ -369,10 +390,14 @@ def hfov_from_focal_35mm(focal_35mm: float, *, size_px: tuple[int, int]) -> floa
 
 
 def assumed_cameras(camera: Camera) -> tuple[Camera, ...]:
-    """The cameras to average over: the camera itself, or five if its field of view is assumed.
+    """The cameras to average over: the camera itself if all that matters of it is known.
 
-    Those span 60 to 90 degrees along the photo's long side; a portrait photo is narrower across.
+    Of an assumed field of view they are five, which span 60 to 90 degrees along the photo's long
+    side; a portrait photo is narrower across. Of a camera that looks down from an unknown height
+    they are `ASSUMED_HEIGHTS_M`: its field of view and its height are one scale on the ground.
     """
+    if camera.looks_down and camera.height_m is None:
+        return tuple(replace(camera, height_m=height_m) for height_m in ASSUMED_HEIGHTS_M)
     if not camera.is_assumed:
         return (camera,)
     size_px = (camera.height_px, camera.width_px)

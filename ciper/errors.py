@@ -9,6 +9,9 @@
     |-- CameraError                  a camera description contradicts itself
     |-- PoseTableError               a poses.csv is malformed
     |-- DatasetError                 a benchmark's folder or annotation is not as published
+    |-- ImageryError                 a server gives no imagery that can be used
+    |   |-- AccessRefusedError       ... because it wants a key or forbids it
+    |   `-- NoImageryError           ... because it has none of most of the place
     |-- GalleryError                 a gallery cannot be used
     |   |-- GalleryDamagedError      ... because a file is missing or fails its checksum
     |   `-- GalleryModelMismatchError    ... because another model wrote it
@@ -59,6 +62,18 @@ class PoseTableError(CiperError):
 
 class DatasetError(CiperError):
     """A benchmark's folder or annotation is not as its authors published it."""
+
+
+class ImageryError(CiperError):
+    """A server or a catalogue gives no imagery that can be used."""
+
+
+class AccessRefusedError(ImageryError):
+    """A server wants a key or forbids what was asked."""
+
+
+class NoImageryError(ImageryError):
+    """A source has no imagery of most of the place."""
 
 
 class GalleryError(CiperError):

@@ -364,10 +364,11 @@ def _match_in_chips(
         started = time.perf_counter()
         features = ChipFeatures.of_codes(codes[i : i + 1], model.device)
         evidence = model.match(query.encoded.code, features)
-        posterior, judged = localizer.judge(Match(np.array([-1]), place, Prior(place), evidence))
-        confidence = localizer.confidence(judged)
+        judged = localizer.judge(Match(np.array([-1]), place, Prior(place), evidence))
         seconds = time.perf_counter() - started
-        query.in_chip = _held_against(query.pose, posterior, confidence, judged, seconds)
+        query.in_chip = _held_against(
+            query.pose, judged.posterior, judged.confidence, judged.features, seconds
+        )
 
 
 def _answer_of(truth: PhotoPose, answer: Localization) -> Found:

@@ -235,7 +235,8 @@ class Localizer:
         """
         started = time.perf_counter()
         found = self.match(photo.code, near=near, heading=heading)
-        posterior, features = self.judge(found)
+        judged = self.judge(found)
+        posterior = judged.posterior
         pose = posterior.places.pose(posterior.mode)
         crs, x_m, y_m = self._in_raster_crs(pose, int(found.chips[posterior.mode.chip]))
         return Localization(
@@ -244,11 +245,11 @@ class Localizer:
             posterior=posterior,
             chips=found.chips,
             chip_evidence=found.chip_evidence,
-            confidence=self.confidence(features),
-            is_calibrated=self.model.calibration.is_fitted,
+            confidence=judged.confidence,
+            is_calibrated=self.model.calibration.is_fitted_to(found.evidence),
             camera=photo.camera,
             metadata=photo.metadata,
-            features=features,
+            features=judged.features,
             crs=crs,
             x_m=x_m,
             y_m=y_m,
@@ -257,8 +258,8 @@ class Localizer:
 
     def posterior(
         self, code: PhotoCode, *, near: Near | None = None, heading: Heading | None = None
-    ) -> tuple[Posterior, tuple[float, ...]]:
-        """The posterior of an encoded photo over the gallery, and what its confidence rests on."""
+    ) -> Judged:
+        """The posterior of an encoded photo over the gallery, with its confidence."""
         return self.judge(self.match(code, near=near, heading=heading))
 
     def match(
@@ -281,14 +282,9 @@ class Localizer:
         )
         return Match(chips, places, prior, evidence)
 
-    def judge(self, found: Match) -> tuple[Posterior, tuple[float, ...]]:
-        """The calibrated posterior of some evidence, and what its confidence rests on."""
-        judged = judge(found.evidence, found.prior, self.model.calibration)
-        return judged.posterior, judged.features
-
-    def confidence(self, features: Sequence[float]) -> float:
-        """Probability that the answer lies within 5 m of the truth, and so in the gallery."""
-        return logistic(self.model.calibration.confidence, features)
+    def judge(self, found: Match) -> Judged:
+        """The calibrated posterior of some evidence, with its confidence."""
+        return judge(found.evidence, found.prior, self.model.calibration)
 
     def candidates(self, code: PhotoCode, near: Near | None) -> NDArray[np.int64]:
         """The chips that the photo is matched with: all, those near the prior, or a shortlist."""
@@ -357,7 +353,10 @@ def crs_name(wkt: str) -> str:
 
 @dataclass(frozen=True)
 class Judged:
-    """A calibrated posterior, what its confidence rests on, and the confidence."""
+    """A calibrated posterior, what its confidence rests on, and the confidence.
+
+    That is the probability that the answer lies within 5 m of the truth, and so in the gallery.
+    """
 
     posterior: Posterior
     features: tuple[float, ...]
@@ -366,19 +365,20 @@ class Judged:
 
 def judge(evidence: Evidence, prior: Prior, calibration: Calibration) -> Judged:
     """What some evidence says with a prior on its chips."""
+    view = calibration.view(evidence)
     posterior = posterior_of(evidence, prior.places, calibration)
     if prior.says_something:
         posterior = posterior.times(prior.log_position, prior.log_heading)
     features = confidence_features(evidence, posterior, prior.on_coarse_cells)
-    confidence = logistic(calibration.confidence, features)
+    confidence = logistic(view.confidence, features)
     # Who is within 5 m is in the gallery: the larger of the two models holds.
-    inside = max(logistic(calibration.in_gallery, features), confidence)
+    inside = max(logistic(view.in_gallery, features), confidence)
     return Judged(posterior.with_outside(1.0 - inside), features, confidence)
 
 
 def posterior_of(evidence: Evidence, places: Places, calibration: Calibration) -> Posterior:
     """Calibrated posterior of a photo's evidence."""
-    e, shape = evidence, calibration.shape(evidence.visible_share)
+    e, shape = evidence, calibration.view(evidence).shape
     posterior = Posterior.from_logits(
         places,
         e.coarse,

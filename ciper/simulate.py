@@ -1,8 +1,9 @@
 """Make a synthetic city with its aerial image, ground photos and true poses.
 
 The aerial image and the photos show two dates of one city. The city's metres (x east, y north from
-its south-west corner) become a local frame about its centre, somewhere on Earth; the aerial image
-is written in that place's UTM zone, whose grid north is not true north.
+its south-west corner) become a local frame about its centre, somewhere on Earth (a city of real
+footprints: where it is); the aerial image is written in that place's UTM zone, whose grid north is
+not true north.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from ciper.data.poses import PhotoPose, write_poses
 from ciper.data.preprocess import reproject
 from ciper.errors import ConfigError, OutputError
 from ciper.files import finished_folder, is_free
-from ciper.geo import LocalFrame
-from ciper.metadata import gpano_xmp, photo_exif
+from ciper.geo import LocalFrame, check_lat_lon
+from ciper.metadata import photo_exif
+from ciper.xmp import gpano_xmp
 
 FloatArray = NDArray[np.float64]
 Progress = Callable[[str, int, int], None]
@@ -65,6 +67,10 @@ class SimulateConfig:
         layout: write the folders and files of this data set instead, see `ciper.layouts`. Its
             cameras, gsd and places on Earth are its own.
         has_whole_offsets: VIGOR's offsets are whole pixels, as published; else exact.
+        footprints: a file of buildings or a whole map, see `ciper.city.footprints`, to build the
+            city from at its own place on Earth.
+        at: latitude and longitude of that city's middle; without it, that of the square with the
+            most buildings.
     """
 
     seed: int = 7
@@ -75,6 +81,8 @@ class SimulateConfig:
     rasters: tuple[Path | str, ...] = ()
     layout: str | None = None
     has_whole_offsets: bool = True
+    footprints: Path | str | None = None
+    at: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -91,10 +99,20 @@ class SimulateConfig:
         parse_camera(self.camera)
         if self.layout is not None:
             self._check_layout(self.layout)
+        self._check_footprints()
         if self.rasters and self.camera != "nadir":
             raise ConfigError(
                 f"camera {self.camera!r} cannot photograph rasters: they are flat; use nadir"
             )
+
+    def _check_footprints(self) -> None:
+        if self.at is not None:
+            if self.footprints is None:
+                raise ConfigError("--at is the place of a city of --footprints; name such a file")
+            check_lat_lon(lat=self.at[0], lon=self.at[1])
+        if self.footprints is not None and (self.rasters or self.layout is not None):
+            other = "--rasters" if self.rasters else f"--layout {self.layout}"
+            raise ConfigError(f"{other} and --footprints exclude each other; leave one out")
 
     def _check_layout(self, layout: str) -> None:
         if layout not in DATASETS:
@@ -185,8 +203,7 @@ def _write_all(folder: Path, config: SimulateConfig, tell: Progress) -> tuple[Ph
 def _photograph_city(folder: Path, config: SimulateConfig, tell: Progress) -> tuple[PhotoPose, ...]:
     tell("building the city", 0, 1)
     rng = np.random.default_rng([config.seed, 0])
-    frame = place_on_earth(config.seed)
-    city = make_city(config.seed, config.size_m)
+    city, frame = _city_and_place(config)
     later = at_other_date(city, config.seed)
     tell("building the city", 1, 1)
     tell("rendering the aerial image", 0, 1)
@@ -201,6 +218,20 @@ def _photograph_city(folder: Path, config: SimulateConfig, tell: Progress) -> tu
         flown.unlink()
         return poses
     return _photograph_streets(folder, config, later, frame, tell)
+
+
+def _city_and_place(config: SimulateConfig) -> tuple[City, LocalFrame]:
+    """The city at the date of its aerial image, and the local frame about its middle."""
+    if config.footprints is None:
+        return make_city(config.seed, config.size_m), place_on_earth(config.seed)
+    # Imported here because other cities need none of its libraries.
+    from ciper.city.footprints import read_map
+    from ciper.city.real_plan import densest_place, plan_city
+
+    street_map = read_map(config.footprints)
+    at = config.at or densest_place(street_map, config.size_m)
+    placed = plan_city(street_map, config.seed, config.size_m, at=at)
+    return placed.city, placed.frame
 
 
 def _photograph_rasters(

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from ciper.data.batches import Pairs
+from ciper.data.batches import Drawing, Pairs
 from ciper.data.sample import Batch
 from ciper.data.synthetic import (
     CHIP_PX,
@@ -96,7 +96,7 @@ def train(
     if not team.is_first:
         progress = ignore_progress
     try:
-        if team.is_first and not config.real.spec:
+        if team.is_first and not (config.real.spec or config.data.rasters):
             prepare_all_cities(config, num_workers, progress)
         team.wait()
         run = Run(config, out, device, team)
@@ -163,21 +163,21 @@ def open_data(config: TrainConfig, team: Team) -> Data:
 
         training, validation = open_pairs(config, team)
         return Data(training, validation, training.damage)
+    if config.data.rasters:
+        # Only here, for it takes the libraries that read rasters.
+        from ciper.training.nadir import open_nadir_pairs
+
+        return Data(*open_nadir_pairs(config, team))
     check_geometry(config)
     data, train = config.data, config.train
     cities, others = (
         [open_city(Path(config.cache) / str(seed)) for seed in seeds]
         for seeds in (data.training_seeds, data.validation_seeds)
     )
+    drawing = Drawing(train.seed, train.neighbour_share, (team.rank, team.size))
     return Data(
-        SyntheticPairs(
-            cities,
-            data,
-            train.seed,
-            neighbour_share=train.neighbour_share,
-            part=(team.rank, team.size),
-        ),
-        SyntheticPairs(others, data, train.seed) if others else None,
+        SyntheticPairs(cities, data, drawing),
+        SyntheticPairs(others, data, Drawing(train.seed)) if others else None,
     )
 
 

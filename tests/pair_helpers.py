@@ -12,6 +12,7 @@ from PIL import Image
 
 from ciper.camera import CameraOverrides
 from ciper.data.augment import AugmentConfig
+from ciper.data.batches import Drawing
 from ciper.data.image_cache import ImageCache
 from ciper.data.pair_views import NetworkInput, PairKind, PairViews
 from ciper.data.pairs import Damage, Places, RealPairs
@@ -154,10 +155,8 @@ def pairs_of(
         samples,
         Places.of(samples, "vigor"),
         made or views("random"),
-        seed,
-        damage=Damage(len(samples)),
-        neighbour_share=neighbour_share,
-        part=part,
+        Damage(len(samples)),
+        Drawing(seed, neighbour_share, part),
     )
 
 

@@ -25,11 +25,11 @@ from ciper.camera import (
 from ciper.errors import CameraError, PhotoError
 from ciper.metadata import (
     PhotoMetadata,
-    gpano_xmp,
     oriented_size_px,
     photo_exif,
     read_metadata,
 )
+from ciper.xmp import gpano_xmp
 
 HALF = math.sqrt(0.5)
 

@@ -60,9 +60,9 @@ def test_the_same_photo_has_the_same_answer(localizer: Localizer, small_world: S
     assert one.confidence == other.confidence
     encoded = localizer.read(photo)
     assert localizer.answer(encoded).pose == one.pose
-    posterior, features = localizer.posterior(encoded.code)
-    assert posterior.mode == one.posterior.mode
-    assert features == one.features
+    judged = localizer.posterior(encoded.code)
+    assert judged.posterior.mode == one.posterior.mode
+    assert judged.features == one.features
 
 
 def test_nobody_is_where_there_is_no_imagery(localizer: Localizer, small_world: SmallWorld) -> None:

@@ -205,6 +205,7 @@ def planted_match(pose: tuple[float, float, float], chip: int, **options: Any) -
         polar_coarse=tensor(coarse[None]).expand(num_views, -1, -1, -1),
         polar_fine=tensor(fine[None]).expand(num_views, -1, -1, -1),
         visible_share=torch.ones(num_views),
+        is_plan=torch.zeros(num_views, dtype=torch.bool),
     )
     network: Any = SimpleNamespace(correlation=CORRELATION, refiner=None)
     return match(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from rasterio.transform import Affine
 
 from ciper.camera import Camera, camera_from_photo
-from ciper.data.nadir import NadirConfig, View, cut_nadir_photos, photograph
+from ciper.data.nadir import NadirConfig, View, cut_nadir_photos, moved, photograph
 from ciper.data.poses import read_poses
 from ciper.data.preprocess import canvas_spec_for, read_photo
 from ciper.errors import ConfigError, NoCrsError, RasterError
@@ -159,6 +160,42 @@ def test_photos_avoid_holes(tmp_path: Path) -> None:
         assert is_valid.all()
 
 
+def test_a_photo_tells_what_a_drone_tells(tmp_path: Path) -> None:
+    path = _raster(tmp_path / "a.tif", _texture(600, 600))
+    (tmp_path / "out").mkdir()
+    for pose in cut_nadir_photos([path], tmp_path / "out", NadirConfig(num_photos=4)):
+        said, told = camera_from_photo(pose.photo), pose.camera_overrides
+        assert said.looks_down and told.height_m is not None
+        assert said.height_m == pytest.approx(told.height_m, abs=0.006)
+        assert said.pitch_deg == pytest.approx(told.pitch_deg, abs=0.006)
+        width_m = 2 * told.height_m * math.tan(math.radians(said.hfov_deg / 2))
+        assert 60.0 <= width_m <= 100.0
+
+
+def test_what_nobody_tells_moves_the_photo(tmp_path: Path) -> None:
+    """A tilt of 1 degree to the right shows what is 50 tan(1) = 0.87 m to the right."""
+    path = _raster(tmp_path / "a.tif", _texture(600, 600))
+    info = inspect_raster(path)
+    lat, lon = (float(v.mean()) for v in info.outline())
+    camera = Camera("pinhole", 200, 200, 60.0, pitch_deg=-90.0)
+    plain = View(Pose(lat=lat, lon=lon, heading_deg=0.0), camera, 50.0)
+    east = LocalFrame(lat=lat, lon=lon).pose(x=50 * math.radians(1.0), y=0.0, heading_deg=0.0)
+    with Mosaic([info]) as mosaic:
+        tilted = photograph(mosaic, replace(plain, tilt_error_rad=(math.radians(1.0), 0.0))).rgb
+        beside = photograph(mosaic, replace(plain, pose=east)).rgb
+        upright = photograph(mosaic, plain).rgb
+    assert np.abs(tilted.astype(int) - beside).mean() < 0.5
+    assert np.abs(tilted.astype(int) - upright).mean() > 2
+
+
+def test_a_moved_photo_is_blurred_one_way() -> None:
+    photo = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    spread = [moved(photo, np.random.default_rng(seed)).astype(float).std() for seed in range(5)]
+    assert max(spread) < 0.85 * photo.std()
+    flat = np.full((16, 16, 3), 77, np.uint8)
+    assert (moved(flat, np.random.default_rng(0)) == 77).all()
+
+
 def test_unusable_rasters(tmp_path: Path) -> None:
     small = _raster(tmp_path / "small.tif", _texture(64, 64))
     with pytest.raises(RasterError, match="no place for a photo"):
@@ -177,8 +214,8 @@ def test_bad_settings() -> None:
         NadirConfig(num_photos=-1)
     with pytest.raises(ConfigError, match="max_tilt_deg 45"):
         NadirConfig(max_tilt_deg=45.0)
-    with pytest.raises(ConfigError, match="height_m"):
-        NadirConfig(height_m=(0.0, 10.0))
+    with pytest.raises(ConfigError, match="width_m"):
+        NadirConfig(width_m=(0.0, 10.0))
 
 
 def test_nadir_photos_of_a_city(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_set_of_one_photo_works(samples: tuple[Sample, ...]) -> None:
     pairs = pairs_of(samples[:1])
     assert len(pairs.batch(5, 1)) == 1
     assert len(pairs.pairs(pairs.sample(0, 4), (0, 0))) == 1
-    with pytest.raises(ConfigError, match="batch_size is 2, but the data set holds 1 samples"):
+    with pytest.raises(ConfigError, match="batch_size is 2, but there are 1 photos"):
         pairs.batch(0, 2)
     with pytest.raises(ConfigError, match="expected a multiple of 2"):
         pairs_of(samples, part=(0, 2)).batch(0, 3)
@@ -280,7 +280,7 @@ def test_a_resumed_run_takes_the_same_steps(vigor: Path, tmp_path: Path) -> None
     ]
     assert [len(part) for part in parts] == [2, 1]
     for row, other in zip((*parts[0], *parts[1]), expected, strict=True):
-        assert row == pytest.approx(other, abs=1e-6)
+        assert row == pytest.approx(other, rel=1e-6, abs=1e-6)
 
 
 TINY_CIPER = """
@@ -389,7 +389,7 @@ def test_the_command_validates_on_what_is_held_out(vigor: Path, tmp_path: Path) 
     ("settings", "message"),
     [
         (["real.spec=vigor:{root}", "real.pairs=published"], 'expected real.pairs="random"'),
-        (["real.spec=vigor:{root}", "train.batch_size=7"], "holds 6 samples"),
+        (["real.spec=vigor:{root}", "train.batch_size=7"], "there are 6 photos"),
         (["real.spec=vigor:{root}", "real.cache={root}/cache"], "expected another place"),
         (["real.spec=vigor:{root}", "real.validation_share=0.6"], "expected 0 to 0.5"),
         (

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ciper.data.augment import AugmentConfig
+from ciper.data.batches import Drawing
 from ciper.data.neighbours import GROUP_SIZE, PhotoOrder
 from ciper.data.synthetic import RenderedCity, SyntheticConfig, SyntheticPairs
 from ciper.errors import ConfigError
@@ -34,7 +35,7 @@ def landmark_city() -> tuple[RenderedCity, tuple[float, float]]:
 def test_every_change_of_a_pair_keeps_the_landmark_in_sight() -> None:
     city, _ = landmark_city()
     config = SyntheticConfig(augment=AugmentConfig(narrow_share=0, colour=0, grey_share=0))
-    batch = SyntheticPairs([city], config, seed=0).batch(0, 40)
+    batch = SyntheticPairs([city], config, Drawing(0)).batch(0, 40)
     seen = 0
     for i in range(len(batch)):
         is_red = (batch.chip[i, ..., 0] > 200) & (batch.chip[i, ..., 1] < 50)
@@ -56,8 +57,8 @@ def test_every_change_of_a_pair_keeps_the_landmark_in_sight() -> None:
 def test_batches_depend_on_seed_and_step_alone() -> None:
     city, _ = landmark_city()
     config = SyntheticConfig()
-    first, again = (SyntheticPairs([city], config, seed=1).batch(3, 8) for _ in range(2))
-    other = SyntheticPairs([city], config, seed=2).batch(3, 8)
+    first, again = (SyntheticPairs([city], config, Drawing(1)).batch(3, 8) for _ in range(2))
+    other = SyntheticPairs([city], config, Drawing(2)).batch(3, 8)
     assert torch.equal(first.chip, again.chip)
     assert torch.equal(first.pose, again.pose)
     assert not torch.equal(first.pose, other.pose)
@@ -65,7 +66,7 @@ def test_batches_depend_on_seed_and_step_alone() -> None:
 
 def test_an_epoch_shows_every_photo_once() -> None:
     city, _ = landmark_city()
-    pairs = SyntheticPairs([city], SyntheticConfig(), seed=0)
+    pairs = SyntheticPairs([city], SyntheticConfig(), Drawing(0))
     cameras = torch.cat([pairs.batch(step, 8).camera_m for step in range(5)])
     assert len({tuple(c) for c in cameras.tolist()}) == 40
 
@@ -133,24 +134,22 @@ def test_a_lonely_photo_is_grouped_with_any_others() -> None:
 
 def test_the_parts_of_a_batch_make_the_batch() -> None:
     city, _ = landmark_city()
-    whole = SyntheticPairs([city], SyntheticConfig(), seed=1, neighbour_share=0.5).batch(3, 8)
+    whole = SyntheticPairs([city], SyntheticConfig(), Drawing(1, 0.5)).batch(3, 8)
     parts = [
-        SyntheticPairs(
-            [city], SyntheticConfig(), seed=1, neighbour_share=0.5, part=(rank, 2)
-        ).batch(3, 8)
+        SyntheticPairs([city], SyntheticConfig(), Drawing(1, 0.5, (rank, 2))).batch(3, 8)
         for rank in range(2)
     ]
     for name in ("canvas", "chip", "pose", "camera_m"):
         joined = torch.cat([getattr(part, name) for part in parts])
         assert torch.equal(getattr(whole, name), joined)
-    odd = SyntheticPairs([city], SyntheticConfig(), seed=1, part=(0, 3))
+    odd = SyntheticPairs([city], SyntheticConfig(), Drawing(1, part=(0, 3)))
     with pytest.raises(ConfigError, match="batch_size is 8 for 3 processes"):
         odd.batch(0, 8)
 
 
 def test_threads_that_load_ahead_keep_the_order() -> None:
     city, _ = landmark_city()
-    pairs = SyntheticPairs([city], SyntheticConfig(), seed=0)
+    pairs = SyntheticPairs([city], SyntheticConfig(), Drawing(0))
     ahead = list(pairs.batches(range(2, 7), 4, [0.5] * 7, num_threads=3))
     for step, batch in zip(range(2, 7), ahead, strict=True):
         assert torch.equal(batch.chip, pairs.batch(step, 4, narrow_share=0.5).chip)
@@ -158,7 +157,7 @@ def test_threads_that_load_ahead_keep_the_order() -> None:
 
 def test_chosen_pairs_are_of_the_chosen_photos() -> None:
     city, _ = landmark_city()
-    pairs = SyntheticPairs([city], SyntheticConfig(), seed=0)
+    pairs = SyntheticPairs([city], SyntheticConfig(), Drawing(0))
     chosen = np.array([7, 3, 3])
     batch = pairs.pairs(chosen, (10, 0), narrow_share=0.0)
     assert np.allclose(batch.camera_m.numpy(), city.poses[chosen, :2])
@@ -171,7 +170,7 @@ def test_chosen_pairs_are_of_the_chosen_photos() -> None:
 def test_no_photos_are_refused(num_cities: int, setting: str) -> None:
     city = replace(landmark_city()[0], poses=np.zeros((0, 4)))
     with pytest.raises(ConfigError, match=f"no photo in {num_cities} cities.*data.{setting}"):
-        SyntheticPairs([city] * num_cities, SyntheticConfig(), seed=0)
+        SyntheticPairs([city] * num_cities, SyntheticConfig(), Drawing(0))
 
 
 def test_more_cities_to_train_on_leave_the_others_what_they_are() -> None:
@@ -183,7 +182,7 @@ def test_more_cities_to_train_on_leave_the_others_what_they_are() -> None:
 
 def test_a_sample_is_of_different_photos_and_a_function_of_the_step() -> None:
     city, _ = landmark_city()
-    pairs = SyntheticPairs([city], SyntheticConfig(), seed=0)
+    pairs = SyntheticPairs([city], SyntheticConfig(), Drawing(0))
     sample = pairs.sample(4, 10)
     assert len(set(sample)) == 10
     assert np.array_equal(sample, pairs.sample(4, 10))

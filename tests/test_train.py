@@ -206,7 +206,7 @@ def test_a_run_of_another_network_is_refused(cache: Path, tmp_path: Path) -> Non
 def test_more_pairs_a_batch_than_photos_are_refused(cache: Path, tmp_path: Path) -> None:
     config = tiny_config(cache, 2)
     config = replace(config, train=replace(config.train, batch_size=13))
-    with pytest.raises(ConfigError, match="batch_size is 13, but the cities hold 12 photos"):
+    with pytest.raises(ConfigError, match="batch_size is 13, but there are 12 photos"):
         train(config, tmp_path, num_workers=1)
 
 

@@ -15,6 +15,7 @@ from test_synthetic import landmark_city
 from torch import Tensor, nn
 
 from ciper.config import from_dict, to_dict
+from ciper.data.batches import Drawing
 from ciper.data.neighbours import GROUP_SIZE
 from ciper.data.sample import Batch
 from ciper.data.synthetic import SyntheticConfig, SyntheticPairs
@@ -194,7 +195,7 @@ def spread_pairs(num_photos: int = 40) -> SyntheticPairs:
     rng = np.random.default_rng(1)
     poses = city.poses.copy()
     poses[:, :2] = rng.uniform(20, 380, (40, 2))
-    return SyntheticPairs([replace(city, poses=poses[:num_photos])], SyntheticConfig(), seed=0)
+    return SyntheticPairs([replace(city, poses=poses[:num_photos])], SyntheticConfig(), Drawing(0))
 
 
 def test_mined_rows_hold_a_photo_and_chips_without_it() -> None:
@@ -214,7 +215,7 @@ def test_mined_rows_hold_a_photo_and_chips_without_it() -> None:
 
 def test_no_rows_are_mined_where_all_chips_hold_the_same_place() -> None:
     city, _ = landmark_city()  # 60 m x 60 m of photos
-    pairs = SyntheticPairs([city], SyntheticConfig(), seed=0)
+    pairs = SyntheticPairs([city], SyntheticConfig(), Drawing(0))
     config = OptimConfig(batch_size=8, mine_photos=8)
     table = mine(make_network(RECIPES["ciper"]), pairs, config, 0, torch.device("cpu"))
     assert table.shape == (0, GROUP_SIZE)

@@ -8,6 +8,7 @@ names, 130 interrupted.
     commands     the verbs                  options   what they share, and how options are read
     benchmarks   those of `ciper benchmark` screen    progress, notes and the border of errors
     datasets     those of `ciper data`      answering many photos of `localize`
+    imagery      those of `ciper imagery`
 """
 
 from __future__ import annotations

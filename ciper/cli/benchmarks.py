@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from ciper.cli.options import Device, Threads, set_up
+from ciper.cli.options import Device, Model, Seed, Threads, set_up
 from ciper.cli.screen import note, progress_bar
 
-benchmarks = typer.Typer(no_args_is_help=True, help="Measure accuracy.")
+benchmarks = typer.Typer(no_args_is_help=True, help="Measure accuracy, simulated and real.")
 
 
 @benchmarks.callback()
@@ -60,3 +60,33 @@ def accuracy(
     for refusal in result.refusals:
         note(refusal)
     note(f"wrote {result.report}")
+
+
+@benchmarks.command()
+def photos(
+    out: Annotated[Path, typer.Option(metavar="REPORT", help="Folder, new or of an old report.")],
+    model: Model = "ground",
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="poses.csv (id, compass_deg), ID_ground.jpg, ID_aerial.jpg; "
+            "$CIPER_REAL_DATA/helsinki.",
+        ),
+    ] = None,
+    distractors: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Rasters from elsewhere, a chip of each; repeatable."),
+    ] = None,
+    seed: Seed = 20_260_102,
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Hold a few real photos against real aerial imagery, and the answers against chance."""
+    device = set_up(device, threads)
+    from ciper.real_photos.evaluation import RealPhotosOptions, measure_real_photos
+
+    options = RealPhotosOptions(folder, model, tuple(distractors or ()), device, seed)
+    with progress_bar() as progress:
+        measure_real_photos(out, options, progress)
+    note(f"wrote {out / 'report.md'}")

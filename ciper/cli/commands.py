@@ -11,6 +11,7 @@ import typer
 from ciper.cli.answering import Question, answer_all, print_answers
 from ciper.cli.benchmarks import benchmarks
 from ciper.cli.datasets import datasets
+from ciper.cli.imagery import imagery
 from ciper.cli.options import (
     HEADING,
     NEAR,
@@ -21,6 +22,7 @@ from ciper.cli.options import (
     FieldOfView,
     Gallery,
     HeadingPrior,
+    Height,
     Model,
     NearPrior,
     Picture,
@@ -54,6 +56,7 @@ app = typer.Typer(
 )
 app.add_typer(benchmarks, name="benchmark")
 app.add_typer(datasets, name="data")
+app.add_typer(imagery, name="imagery")
 
 
 def _print_version(is_asked: bool) -> None:
@@ -87,6 +90,16 @@ def simulate(
         list[str] | None,
         typer.Option(metavar="GLOB", help="Cut nadir photos out of these; makes no city."),
     ] = None,
+    footprints: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Build the city of a GeoJSON, GeoPackage, .osm or .osm.pbf file."
+        ),
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(metavar="LAT,LON", help="Its middle; where it has the most buildings."),
+    ] = None,
     layout: Annotated[
         str | None,
         typer.Option(
@@ -107,6 +120,7 @@ def simulate(
 
     if layout is not None and camera is not None:
         raise ConfigError(f"--layout {layout} has a camera of its own; leave --camera out")
+    place = numbers(at, "LAT,LON", option="--at")
     config = SimulateConfig(
         seed=seed,
         size_m=size_m,
@@ -114,6 +128,8 @@ def simulate(
         camera=camera or "panorama",
         rasters=tuple(rasters or ()),
         layout=layout,
+        footprints=footprints,
+        at=None if place is None else (place[0], place[1]),
     )
     with progress_bar() as progress:
         made = run(out, config, progress=progress)
@@ -167,6 +183,7 @@ def localize(
     projection: Projection = None,
     hfov: FieldOfView = None,
     pitch: Pitch = None,
+    height: Height = None,
     top: Annotated[int, typer.Option(min=1, help="How many hypotheses to report.")] = 5,
     as_json: AsJson = False,
     as_geojson: AsGeojson = False,
@@ -190,7 +207,9 @@ def localize(
     question = Question(
         near=None if place is None else Near(*place),
         heading=None if compass is None else Heading(*compass),
-        camera=CameraOverrides(projection=projection, hfov_deg=hfov, pitch_deg=pitch),
+        camera=CameraOverrides(
+            projection=projection, hfov_deg=hfov, pitch_deg=pitch, height_m=height
+        ),
         num_hypotheses=top,
         pictures=picture_paths(picture, files),
     )
@@ -340,16 +359,38 @@ def calibrate(
     cache: Annotated[Path, typer.Option(help="Keeps the validation cities.")] = Path(
         "cache/calibrate"
     ),
+    nadir_photos: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RASTERS",
+            help="Calibrate photos that look straight down, cut out of these, instead.",
+        ),
+    ] = None,
+    nadir_imagery: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RASTERS", help="The same places at another date."),
+    ] = None,
+    nadir_elsewhere: Annotated[
+        list[str] | None, typer.Option(metavar="RASTERS", help="Other places.")
+    ] = None,
     device: Device = None,
     threads: Threads = None,
     seed: Seed = 200_001,
 ) -> None:
     """Fit a model's probabilities on validation cities and write its weights."""
     device = set_up(device, threads)
-    from ciper.calibrate import CalibrateConfig
+    from ciper.calibrate import CalibrateConfig, NadirImagery
     from ciper.calibrate import calibrate as run
+    from ciper.errors import ConfigError
 
+    rasters = [tuple(r or ()) for r in (nadir_photos, nadir_imagery, nadir_elsewhere)]
+    if any(rasters) and not all(rasters):
+        raise ConfigError(
+            "--nadir-photos, --nadir-imagery and --nadir-elsewhere belong together; expected all "
+            "three or none"
+        )
+    nadir = NadirImagery(*rasters) if any(rasters) else None
     config = CalibrateConfig(seeds=(seed, seed + 1, seed + 2))
     with progress_bar() as progress:
-        run(checkpoint, out, config, cache=cache, device=device, progress=progress)
+        run(checkpoint, out, config, cache=cache, nadir=nadir, device=device, progress=progress)
     note(f"wrote {out}")

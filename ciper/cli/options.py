@@ -42,6 +42,10 @@ Projection = Annotated[
 ]
 FieldOfView = Annotated[float | None, typer.Option(metavar="DEG", help="Horizontal field of view.")]
 Pitch = Annotated[float | None, typer.Option(metavar="DEG", help="Up is positive, -90 looks down.")]
+Height = Annotated[
+    float | None,
+    typer.Option(metavar="METRES", help="Above the ground; asked of photos that look down."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 AsGeojson = Annotated[bool, typer.Option("--geojson", help="Write GeoJSON.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Write CSV.")]

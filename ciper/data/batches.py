@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ciper.data.neighbours import Int
+from ciper.data.neighbours import Int, PhotoOrder
 from ciper.data.sample import Batch
 from ciper.errors import ConfigError
 
@@ -52,6 +54,106 @@ class Pairs(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """How pairs are drawn.
+
+    Attributes:
+        seed: of the pairs.
+        neighbour_share: share of each batch that are groups of neighbours, see `PhotoOrder`.
+        part: (rank, size): of every batch this process makes the rank-th of `size` equal parts.
+    """
+
+    seed: int
+    neighbour_share: float = 0.0
+    part: tuple[int, int] = (0, 1)
+
+
+class RandomPairs(ABC):
+    """Random pairs of photos as `Pairs`; what a pair is made of is for the subclasses to say.
+
+    Args:
+        city: `(N,)` the city of each photo.
+        position_m: `(N, 2)` where it was taken in that city.
+        drawing: how pairs are drawn.
+        narrow_share: of the panoramas that become pinhole views where nothing else is said.
+    """
+
+    def __init__(
+        self,
+        city: Int,
+        position_m: NDArray[np.float64],
+        drawing: Drawing,
+        narrow_share: float = 0.0,
+    ) -> None:
+        self.seed, self.part = drawing.seed, drawing.part
+        self.narrow_share = narrow_share
+        self.mined: Int | None = None
+        self.order = PhotoOrder(city, position_m, drawing.seed, drawing.neighbour_share)
+
+    def batch(self, step: int, size: int, *, narrow_share: float | None = None) -> Batch:
+        """This process's part of the batch of one step.
+
+        Args:
+            step: from 0.
+            size: pairs of the whole batch.
+            narrow_share: share of panoramas that become pinhole views; the configured one if None.
+
+        Raises:
+            ConfigError: there are fewer photos, or the batch cannot be shared out.
+        """
+        mine = part_of_batch(size, self.part)
+        photos = self.order.photos(step, size, self.mined)[mine.start : mine.stop]
+        return self._made(photos, [[self.seed, 3, step, i] for i in mine], narrow_share)
+
+    def pairs(
+        self, photos: Int, number: tuple[int, int], *, narrow_share: float | None = None
+    ) -> Batch:
+        """As `Pairs.pairs`."""
+        entropy = [[self.seed, 5, *number, i] for i in range(len(photos))]
+        return self._made(photos, entropy, narrow_share)
+
+    def sample(self, step: int, size: int) -> Int:
+        """As `Pairs.sample`."""
+        num_photos = len(self.order.city)
+        rng = np.random.default_rng([self.seed, 6, step])
+        return rng.choice(num_photos, min(size, num_photos), replace=False)
+
+    def batches(
+        self,
+        steps: range,
+        size: int,
+        narrow_shares: Sequence[float],
+        *,
+        num_threads: int = 1,
+    ) -> Iterator[Batch]:
+        """As `Pairs.batches`."""
+
+        def make(step: int) -> Batch:
+            return self.batch(step, size, narrow_share=narrow_shares[step])
+
+        return made_ahead(make, steps, num_threads)
+
+    def _made(
+        self, photos: Int, entropy: Sequence[Sequence[int]], narrow_share: float | None
+    ) -> Batch:
+        share = self.narrow_share if narrow_share is None else narrow_share
+        items = zip(photos, entropy, strict=True)
+        return stacked([self._item(int(p), np.random.default_rng(e), share) for p, e in items])
+
+    @abstractmethod
+    def _item(
+        self, photo: int, rng: np.random.Generator, narrow_share: float
+    ) -> tuple[NDArray[Any], ...]:
+        """A pair of one photo: its part of every array of `Batch`, in their order.
+
+        Args:
+            photo: whose pair.
+            rng: of all that is random in it.
+            narrow_share: of the panoramas that become pinhole views.
+        """
+
+
 def part_of_batch(size: int, part: tuple[int, int]) -> range:
     """The items of a batch that the rank-th of `size` equal processes makes, part = (rank, size).
 
@@ -81,7 +183,7 @@ def made_ahead(
             yield waiting.popleft().result()
 
 
-def stacked(items: Sequence[Sequence[NDArray[Any]]]) -> Batch:
+def stacked(items: Sequence[Sequence[Any]]) -> Batch:
     """A batch of items that hold the arrays of `Batch` in its order, without first dimension.
 
     NumPy copies in the thread that calls; torch would wake threads that training is using.

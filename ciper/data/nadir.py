@@ -2,10 +2,12 @@
 
 The ground is taken as flat at the camera's foot. The photos differ from the raster in heading,
 scale, tilt, exposure, sharpness and noise; with a raster of another date they make honest queries.
+Their EXIF and XMP say what a drone's do: lens, heading, tilt and height.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from ciper.gallery.inspect import expand_rasters, inspect_raster
 from ciper.gallery.raster import Canvas, Mosaic, RasterInfo
 from ciper.geo import LocalFrame, Pose, forward, geographic_from_crs, right
 from ciper.metadata import photo_exif
+from ciper.xmp import drone_xmp
 
 FloatArray = NDArray[np.float64]
 
@@ -38,34 +41,48 @@ class NadirConfig:
         seed: of everything random.
         size_px: (height, width) of a photo.
         hfov_deg: horizontal field of view, between two bounds.
-        height_m: altitude above the ground, likewise.
+        width_m: of the ground across a photo that looks straight down, likewise; it decides the
+            height.
         max_tilt_deg: greatest tilt from straight down, towards the heading. A gimbal keeps the
             roll at 0; this close to the nadir it would be one with the heading.
+        tilt_error_deg: standard deviation of the tilt that nobody knows of, along both axes.
+        moved_share: of the photos that are blurred by motion.
     """
 
     num_photos: int = 200
     seed: int = 7
     size_px: tuple[int, int] = (480, 640)
     hfov_deg: tuple[float, float] = (60.0, 70.0)
-    height_m: tuple[float, float] = (45.0, 70.0)
+    width_m: tuple[float, float] = (60.0, 100.0)
     max_tilt_deg: float = 3.0
+    tilt_error_deg: float = 0.3
+    moved_share: float = 0.3
 
     def __post_init__(self) -> None:
         if self.num_photos < 0:
             raise ConfigError(f"num_photos {self.num_photos} is negative; expected 0 or more")
         if not 0.0 <= self.max_tilt_deg <= 20.0:
             raise ConfigError(f"max_tilt_deg {self.max_tilt_deg} is not in [0, 20]; lower it")
-        if not 0.0 < self.height_m[0] <= self.height_m[1]:
-            raise ConfigError(f"height_m {self.height_m} is no rising pair of metres above 0")
+        if not 0.0 < self.width_m[0] <= self.width_m[1]:
+            raise ConfigError(f"width_m {self.width_m} is no rising pair of metres above 0")
 
 
 @dataclass(frozen=True)
 class View:
-    """A camera in the air: where it is and where it looks."""
+    """A camera in the air: where it is and where it looks.
+
+    Attributes:
+        pose: of the camera.
+        camera: what its pose table tells.
+        height_m: above the ground.
+        tilt_error_rad: what the table does not tell: small turns of the rays to the right and
+            forward.
+    """
 
     pose: Pose
     camera: Camera
     height_m: float
+    tilt_error_rad: tuple[float, float] = (0.0, 0.0)
 
 
 def cut_nadir_photos(
@@ -92,6 +109,8 @@ def cut_nadir_photos(
             index = i % len(infos)
             view, photo = _take(mosaic, index, config, rng)
             path = folder / f"{i:05d}.jpg"
+            if rng.random() < config.moved_share:
+                photo = moved(photo, rng)
             _save(path, degrade(photo, rng), view)
             poses.append(_row(path, view))
             if progress is not None:
@@ -113,8 +132,8 @@ def _take(
         if canvas.is_valid.all():
             return view, canvas.rgb
     raise RasterError(
-        f"{info.path}: no place for a photo from {config.height_m[0]:g} to {config.height_m[1]:g} "
-        "m above ground lies wholly inside of it; expected a larger raster with fewer holes"
+        f"{info.path}: no place for a photo {config.width_m[0]:g} to {config.width_m[1]:g} m wide "
+        "lies wholly inside of it; expected a larger raster with fewer holes"
     )
 
 
@@ -131,14 +150,18 @@ def _coarse(view: View) -> View:
 
 def _random_view(info: RasterInfo, config: NadirConfig, rng: np.random.Generator) -> View:
     lat, lon = _random_place(info, rng)
+    hfov_deg = float(rng.uniform(*config.hfov_deg))
+    height_m = float(rng.uniform(*config.width_m)) / 2.0 / math.tan(math.radians(hfov_deg) / 2.0)
     camera = Camera(
         "pinhole",
         *config.size_px,
-        hfov_deg=float(rng.uniform(*config.hfov_deg)),
+        hfov_deg=hfov_deg,
         pitch_deg=-90.0 + float(rng.uniform(0.0, config.max_tilt_deg)),
+        height_m=height_m,
     )
     pose = Pose(lat=lat, lon=lon, heading_deg=float(rng.uniform(0.0, 360.0)))
-    return View(pose, camera, height_m=float(rng.uniform(*config.height_m)))
+    aside, ahead = np.deg2rad(rng.normal(0.0, config.tilt_error_deg, 2))
+    return View(pose, camera, height_m, (float(aside), float(ahead)))
 
 
 def _random_place(info: RasterInfo, rng: np.random.Generator) -> tuple[float, float]:
@@ -154,13 +177,15 @@ def photograph(mosaic: Mosaic, view: View, *, indexes: Sequence[int] | None = No
     """What a camera in the air sees of rasters lying flat on the ground at its foot.
 
     A ray r of the heading frame meets the ground height_m below at height_m / -r_z times r, and
-    the heading turns that into metres east and north.
+    the heading turns that into metres east and north. Small turns of the camera move each ray by
+    as much of the way down.
     """
     frame = LocalFrame(lat=view.pose.lat, lon=view.pose.lon)
     ahead, aside = forward(view.pose.heading_deg), right(view.pose.heading_deg)
 
     def geographic_from_pixel(u: FloatArray, v: FloatArray) -> tuple[FloatArray, FloatArray]:
         rays = rays_from_pixels(view.camera, u, v)
+        rays[..., :2] -= rays[..., 2:] * np.array(view.tilt_error_rad)
         ground = rays[..., :2] * (view.height_m / -rays[..., 2:])
         metres = ground[..., :1] * aside + ground[..., 1:] * ahead
         return frame.to_geographic(x=metres[..., 0], y=metres[..., 1])
@@ -171,13 +196,30 @@ def photograph(mosaic: Mosaic, view: View, *, indexes: Sequence[int] | None = No
 
 
 def _save(path: Path, photo: NDArray[np.uint8], view: View) -> None:
+    pose, camera = view.pose, view.camera
     exif = photo_exif(
-        heading_deg=view.pose.heading_deg,
-        lat=view.pose.lat,
-        lon=view.pose.lon,
-        hfov_deg=view.camera.hfov_deg,
+        heading_deg=pose.heading_deg, lat=pose.lat, lon=pose.lon, hfov_deg=camera.hfov_deg
     )
-    Image.fromarray(photo).save(path, quality=90, exif=exif)
+    xmp = drone_xmp(
+        heading_deg=pose.heading_deg, pitch_deg=camera.pitch_deg, height_m=view.height_m
+    )
+    Image.fromarray(photo).save(path, quality=90, exif=exif, xmp=xmp)
+
+
+def moved(photo: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A photo (H, W, 3) that moved by two to six pixels while it was taken, any way."""
+    length_px, angle = rng.uniform(2.0, 6.0), rng.uniform(0.0, math.pi)
+    steps = np.linspace(-0.5, 0.5, 2 * math.ceil(length_px) + 1) * length_px
+    shifts = np.unique(
+        np.rint(np.outer(steps, [math.sin(angle), math.cos(angle)])).astype(int), axis=0
+    )
+    rows, columns = np.arange(photo.shape[0]), np.arange(photo.shape[1])
+    total = np.zeros(photo.shape, np.float32)
+    for down, across in shifts:
+        total += photo[np.clip(rows + down, 0, len(rows) - 1)][
+            :, np.clip(columns + across, 0, len(columns) - 1)
+        ]
+    return np.asarray(np.rint(total / len(shifts)), dtype=np.uint8)
 
 
 def _row(path: Path, view: View) -> PhotoPose:

@@ -56,7 +56,7 @@ class PhotoOrder:
         num_photos = len(self.city)
         if size > num_photos:
             raise ConfigError(
-                f"train.batch_size is {size}, but the cities hold {num_photos} photos; "
+                f"train.batch_size is {size}, but there are {num_photos} photos to train on; "
                 "expected at most as many"
             )
         num_groups = round(self.neighbour_share * size) // GROUP_SIZE

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ciper.data.batches import made_ahead, part_of_batch, stacked
-from ciper.data.neighbours import Int, PhotoOrder
+from ciper.data.batches import Drawing, RandomPairs
+from ciper.data.neighbours import Int
 from ciper.data.pair_views import Pair, PairViews
 from ciper.data.protocol import Protocol, Sample
-from ciper.data.sample import Batch
-from ciper.errors import CameraError, ConfigError, DatasetError, PhotoError
+from ciper.errors import CameraError, DatasetError, PhotoError
 from ciper.geo import LocalFrame
 
 Float = NDArray[np.float64]
@@ -95,8 +94,8 @@ class Damage:
                 ) from reason
 
 
-class RealPairs:
-    """Random training pairs out of a data set's samples, as `batches.Pairs`.
+class RealPairs(RandomPairs):
+    """Random training pairs out of a data set's samples.
 
     A sample whose files are damaged is replaced by the next one in the data set's order.
 
@@ -104,10 +103,8 @@ class RealPairs:
         samples: of one protocol.
         places: of the samples.
         views: makes pairs.
-        seed: of the pairs.
         damage: where damaged samples are counted.
-        neighbour_share: share of each batch that are groups of neighbours, see `PhotoOrder`.
-        part: (rank, size): of every batch this process makes the rank-th of `size` equal parts.
+        drawing: how pairs are drawn.
     """
 
     def __init__(
@@ -115,82 +112,28 @@ class RealPairs:
         samples: Sequence[Sample],
         places: Places,
         views: PairViews,
-        seed: int,
-        *,
         damage: Damage,
-        neighbour_share: float = 0.0,
-        part: tuple[int, int] = (0, 1),
+        drawing: Drawing,
     ) -> None:
-        self.samples, self.places, self.views, self.seed = samples, places, views, seed
-        self.damage, self.part = damage, part
-        self.mined: Int | None = None
-        self.order = PhotoOrder(places.city, places.camera_m, seed, neighbour_share)
-
-    def batch(self, step: int, size: int, *, narrow_share: float | None = None) -> Batch:
-        """This process's part of the batch of one step.
-
-        Args:
-            step: from 0.
-            size: pairs of the whole batch.
-            narrow_share: share of panoramas that become pinhole views; the configured one if None.
-
-        Raises:
-            ConfigError: there are fewer samples, or the batch cannot be shared out.
-            DatasetError: too many files are damaged.
-        """
-        if size > len(self.samples):
-            raise ConfigError(
-                f"train.batch_size is {size}, but the data set holds {len(self.samples)} samples "
-                "to train on; expected at most as many"
-            )
-        mine = part_of_batch(size, self.part)
-        photos = self.order.photos(step, size, self.mined)[mine.start : mine.stop]
-        return self._made(photos, [[self.seed, 3, step, i] for i in mine], narrow_share)
-
-    def pairs(
-        self, photos: Int, number: tuple[int, int], *, narrow_share: float | None = None
-    ) -> Batch:
-        """As `Pairs.pairs`."""
-        entropy = [[self.seed, 5, *number, i] for i in range(len(photos))]
-        return self._made(photos, entropy, narrow_share)
-
-    def sample(self, step: int, size: int) -> Int:
-        """As `Pairs.sample`."""
-        rng = np.random.default_rng([self.seed, 6, step])
-        return rng.choice(len(self.samples), min(size, len(self.samples)), replace=False)
-
-    def batches(
-        self,
-        steps: range,
-        size: int,
-        narrow_shares: Sequence[float],
-        *,
-        num_threads: int = 1,
-    ) -> Iterator[Batch]:
-        """As `Pairs.batches`."""
-
-        def make(step: int) -> Batch:
-            return self.batch(step, size, narrow_share=narrow_shares[step])
-
-        return made_ahead(make, steps, num_threads)
-
-    def _made(
-        self, photos: Int, entropy: Sequence[Sequence[int]], narrow_share: float | None
-    ) -> Batch:
-        share = self.views.augment.narrow_share if narrow_share is None else narrow_share
-        return stacked([self._item(int(p), e, share) for p, e in zip(photos, entropy, strict=True)])
+        self.samples, self.places, self.views, self.damage = samples, places, views, damage
+        super().__init__(places.city, places.camera_m, drawing, views.augment.narrow_share)
 
     def _item(
-        self, photo: int, entropy: Sequence[int], narrow_share: float
+        self, photo: int, rng: np.random.Generator, narrow_share: float
     ) -> tuple[NDArray[Any], ...]:
-        """A pair of the photo, or of the first one behind it whose files can be read."""
-        num_samples = len(self.samples)
+        """A pair of the photo, or of the first one behind it whose files can be read.
+
+        Raises:
+            DatasetError: too many files are damaged.
+        """
+        num_samples, start = len(self.samples), rng.bit_generator.state
         for index in ((photo + ahead) % num_samples for ahead in range(num_samples)):
             sample = self.samples[index]
             if sample.name in self.damage.reasons:
                 continue
+            rng.bit_generator.state = start
             try:
-                pair = self.views.make(sample, np.random.default_rng(entropy), narrow_share)
+                pair = self.views.make(sample, rng, narrow_share)
             except (PhotoError, CameraError) as error:
                 self.damage.add(sample.name, error)
             else:
@@ -240,18 +183,33 @@ def hold_out(protocol: Protocol, share: float, seed: int) -> Holdout:
         seed: of the choice.
     """
     samples = protocol.samples
-    if share == 0:
-        return Holdout(samples, ())
-    position = _positions(samples)
-    margin = np.full_like(position, MARGIN_M / METRES_PER_DEG)
-    margin[:, 1] /= np.cos(np.deg2rad(position[:, 0]))
-    is_kept = _is_kept(position, share, seed)
-    steps = [(north, east) for north in (-1, 0, 1) for east in (-1, 0, 1)]
-    is_near = np.any([_is_kept(position + s * margin, share, seed) for s in steps], axis=0)
+    is_training, is_validation = held_apart(_positions(samples), share, seed)
     return Holdout(
-        tuple(s for s, near in zip(samples, is_near, strict=True) if not near),
-        tuple(s for s, kept in zip(samples, is_kept, strict=True) if kept),
+        tuple(s for s, taken in zip(samples, is_training, strict=True) if taken),
+        tuple(s for s, taken in zip(samples, is_validation, strict=True) if taken),
     )
+
+
+def held_apart(
+    geographic: Float, share: float, seed: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which of some places to train and which to validate on, as `hold_out` does.
+
+    Args:
+        geographic: `(N, 2)` latitudes and longitudes.
+        share: of the cells that are kept for validation.
+        seed: of the choice.
+
+    Returns:
+        `(N,)` to train on, `(N,)` to validate on.
+    """
+    if share == 0:
+        return np.ones(len(geographic), np.bool_), np.zeros(len(geographic), np.bool_)
+    margin = np.full_like(geographic, MARGIN_M / METRES_PER_DEG)
+    margin[:, 1] /= np.cos(np.deg2rad(geographic[:, 0]))
+    steps = [(north, east) for north in (-1, 0, 1) for east in (-1, 0, 1)]
+    is_near = np.any([_is_kept(geographic + s * margin, share, seed) for s in steps], axis=0)
+    return ~is_near, _is_kept(geographic, share, seed)
 
 
 def _positions(samples: Sequence[Sample]) -> Float:

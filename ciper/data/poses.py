@@ -88,6 +88,7 @@ class PhotoPose:
             vfov_bottom_deg=self.vfov_bottom_deg,
             pitch_deg=self.pitch_deg,
             roll_deg=self.roll_deg,
+            height_m=self.height_m,
         )
 
     @property

@@ -194,7 +194,7 @@ def to_canvas(
         CameraError: the photo is not of the camera's size.
     """
     target = (spec or CanvasSpec()).camera
-    _check_size(photo, camera)
+    check_size(photo, camera)
     return _cached_sampling(camera, target).apply(photo)
 
 
@@ -205,11 +205,12 @@ def reproject(
 
     As `to_canvas`, for any target; the mapping is computed anew each time.
     """
-    _check_size(photo, camera)
+    check_size(photo, camera)
     return _sampling(camera, target).apply(photo)
 
 
-def _check_size(photo: NDArray[np.uint8], camera: Camera) -> None:
+def check_size(photo: NDArray[np.uint8], camera: Camera) -> None:
+    """Refuses a photo (H, W, 3) that is not of its camera's size, with a CameraError."""
     if photo.shape != (camera.height_px, camera.width_px, 3):
         raise CameraError(
             f"photo has shape {photo.shape}, its camera {camera.height_px} x {camera.width_px} px; "
@@ -231,7 +232,7 @@ def _reduced_size_px(camera: Camera, target: Camera) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Sampling:
+class Sampling:
     """Where a target's visible pixels lie in a photo, as bilinear weights.
 
     Attributes:
@@ -260,10 +261,22 @@ class _Sampling:
         return image, self.is_visible.copy()
 
 
-def _sampling(camera: Camera, target: Camera) -> _Sampling:
+def _sampling(camera: Camera, target: Camera) -> Sampling:
     rows, columns = np.mgrid[0.5 : target.height_px, 0.5 : target.width_px]
-    u, v, is_visible = pixels_from_rays(camera, rays_from_pixels(target, columns, rows))
-    height_px, width_px = size_px = _reduced_size_px(camera, target)
+    rays = rays_from_pixels(target, columns, rows)
+    return sampling(camera, rays, _reduced_size_px(camera, target))
+
+
+def sampling(camera: Camera, rays: NDArray[np.float64], size_px: tuple[int, int]) -> Sampling:
+    """How to read a photo along the rays of a target's pixels.
+
+    Args:
+        camera: of the photo.
+        rays: (h, w, 3) in the heading frame, of any length above zero.
+        size_px: (height, width) to which the photo is averaged down first.
+    """
+    u, v, is_visible = pixels_from_rays(camera, rays)
+    height_px, width_px = size_px
     # Sample positions relative to pixel centres, on the reduced photo.
     column = u[is_visible] * (width_px / camera.width_px) - 0.5
     row = v[is_visible] * (height_px / camera.height_px) - 0.5
@@ -286,7 +299,7 @@ def _sampling(camera: Camera, target: Camera) -> _Sampling:
     weights = np.stack(
         [(1 - across) * (1 - down), across * (1 - down), (1 - across) * down, across * down]
     )
-    return _Sampling(size_px, is_visible, corners, weights.astype(np.float32)[:, :, None])
+    return Sampling(size_px, is_visible, corners, weights.astype(np.float32)[:, :, None])
 
 
 # A canvas's sampling takes 2 MB; photos of one survey share one camera.

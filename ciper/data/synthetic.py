@@ -7,7 +7,7 @@ a run can be resumed or repeated, and shared among processes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,7 @@ from ciper.data.augment import (
     roll_canvas,
     turn_pose,
 )
-from ciper.data.batches import made_ahead, part_of_batch, stacked
-from ciper.data.neighbours import Int, PhotoOrder
-from ciper.data.sample import Batch
+from ciper.data.batches import Drawing, RandomPairs
 from ciper.errors import ConfigError
 
 CHIP_PX = 256
@@ -48,6 +46,9 @@ class SyntheticConfig:
     The `num_cities` to train on have the seeds `first_seed`, `first_seed + 1`, ..., those to
     validate on `first_validation_seed`, ...: with more of either, the others stay what they are.
     Each city is seen from above under `aerials_per_city` lights.
+
+    With `rasters` (files, folders or globs) nothing is rendered: photos looking straight down are
+    cut out of these, see `ciper.data.nadir_pairs`.
     """
 
     num_cities: int = 40
@@ -58,6 +59,7 @@ class SyntheticConfig:
     photos_per_city: int = 640
     aerials_per_city: int = 2
     gsd: float = 0.5
+    rasters: tuple[str, ...] | str = ()
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     @property
@@ -106,7 +108,7 @@ def _recipe(seed: int, config: SyntheticConfig) -> str:
     """All that a rendered city depends on, as JSON."""
     from ciper.city.parts import CITY_VERSION
 
-    others = ("augment", "num_cities", "validation_cities", "first_validation_seed")
+    others = ("augment", "num_cities", "validation_cities", "first_validation_seed", "rasters")
     wanted = {k: v for k, v in asdict(config).items() if k not in others}
     return json.dumps({**wanted, "first_seed": seed, "city_version": CITY_VERSION})
 
@@ -191,31 +193,19 @@ def cut_chip(
     return chip, is_valid, centre
 
 
-class SyntheticPairs:
+class SyntheticPairs(RandomPairs):
     """Random training pairs out of rendered cities.
 
     Args:
         cities: rendered cities.
         config: their recipe.
-        seed: of the pairs.
-        neighbour_share: share of each batch that are groups of neighbours, see `PhotoOrder`.
-        part: (rank, size): of every batch this process makes the rank-th of `size` equal parts.
-
-    Attributes:
-        mined: `(M, 4)` photos that are mistaken for each other now, or None; batches that are made
-            later draw groups from it, see `PhotoOrder.photos`.
+        drawing: how pairs are drawn.
     """
 
     def __init__(
-        self,
-        cities: Sequence[RenderedCity],
-        config: SyntheticConfig,
-        seed: int,
-        *,
-        neighbour_share: float = 0.0,
-        part: tuple[int, int] = (0, 1),
+        self, cities: Sequence[RenderedCity], config: SyntheticConfig, drawing: Drawing
     ) -> None:
-        self.cities, self.config, self.seed, self.part = cities, config, seed, part
+        self.cities, self.config = cities, config
         num_photos = sum(len(city.poses) for city in cities)
         if num_photos == 0:
             setting = "photos_per_city" if cities else "num_cities"
@@ -224,79 +214,15 @@ class SyntheticPairs:
             )
         self.photos = np.array([(c, i) for c, r in enumerate(cities) for i in range(len(r.poses))])
         position_m = np.concatenate([city.poses[:, :2] for city in cities])
-        self.mined: Int | None = None
-        self.order = PhotoOrder(self.photos[:, 0], position_m, seed, neighbour_share)
+        super().__init__(self.photos[:, 0], position_m, drawing, config.augment.narrow_share)
 
     @property
     def reach_m(self) -> float:
         """How far the camera lies from a chip's centre at most, east and north: a central half."""
         return CHIP_PX * self.config.gsd / 4
 
-    def batch(self, step: int, size: int, *, narrow_share: float | None = None) -> Batch:
-        """This process's part of the batch of one step.
-
-        Args:
-            step: from 0.
-            size: pairs of the whole batch.
-            narrow_share: share of pinhole photos; the configured one if None.
-        """
-        mine = part_of_batch(size, self.part)
-        photos = self.order.photos(step, size, self.mined)
-        entropy = [[self.seed, 3, step, i] for i in mine]
-        return self._stack(photos[mine.start : mine.stop], entropy, narrow_share)
-
-    def pairs(
-        self, photos: Int, number: tuple[int, int], *, narrow_share: float | None = None
-    ) -> Batch:
-        """Pairs of chosen photos, no part of the training's batches.
-
-        Args:
-            photos: `(B,)` indices of `photos`.
-            number: tells these pairs from others of the same photos.
-            narrow_share: as in `batch`.
-        """
-        entropy = [[self.seed, 5, *number, i] for i in range(len(photos))]
-        return self._stack(photos, entropy, narrow_share)
-
-    def sample(self, step: int, size: int) -> Int:
-        """Up to `size` different photos, chosen by seed and step."""
-        rng = np.random.default_rng([self.seed, 6, step])
-        return rng.choice(len(self.photos), min(size, len(self.photos)), replace=False)
-
-    def batches(
-        self,
-        steps: range,
-        size: int,
-        narrow_shares: Sequence[float],
-        *,
-        num_threads: int = 1,
-    ) -> Iterator[Batch]:
-        """The batches of `steps`, made by threads while the ones before are used.
-
-        `narrow_shares[step]` of a step's photos become pinhole views.
-        """
-
-        def make(step: int) -> Batch:
-            return self.batch(step, size, narrow_share=narrow_shares[step])
-
-        return made_ahead(make, steps, num_threads)
-
-    def _stack(
-        self, photos: Int, entropy: Sequence[Sequence[int]], narrow_share: float | None
-    ) -> Batch:
-        share = self.config.augment.narrow_share if narrow_share is None else narrow_share
-        return stacked(
-            [
-                self._pair(self.photos[photo], numbers, share)
-                for photo, numbers in zip(photos, entropy, strict=True)
-            ]
-        )
-
-    def _pair(
-        self, chosen: NDArray[np.int64], entropy: Sequence[int], narrow_share: float
-    ) -> tuple[Any, ...]:
-        city, photo = chosen
-        rng = np.random.default_rng(entropy)
+    def _item(self, photo: int, rng: np.random.Generator, narrow_share: float) -> tuple[Any, ...]:
+        city, photo = self.photos[photo]
         rendered, augment = self.cities[city], self.config.augment
         x_m, y_m, heading_deg, _ = rendered.poses[photo]
         aerial = rendered.aerials[rng.integers(len(rendered.aerials))]

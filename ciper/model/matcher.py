@@ -51,7 +51,8 @@ class Evidence:
         the 3 x 3 coarse cells around the coarse cell. Cells outside the chip's central half are
         -inf.
     says_heading: whether headings differ in their evidence at all.
-    visible_share: of the horizon, 0 to 1, that the photo sees.
+    visible_share: of the horizon, 0 to 1, that the photo sees; of a plan view, of its area.
+    is_plan: whether the photo looks straight down.
     side_share: see `Refinement`; None for logits that know nothing within a coarse cell.
     """
 
@@ -63,6 +64,7 @@ class Evidence:
     fine: Float
     says_heading: bool = True
     visible_share: float = 1.0
+    is_plan: bool = False
     side_share: Float | None = None
 
 
@@ -116,6 +118,7 @@ def match(
         column=column,
         fine=np.where(is_possible[:, None], logits, -np.inf).astype(np.float32),
         visible_share=float(ground.visible_share.mean()),
+        is_plan=bool(ground.is_plan.all()),
     )
 
 

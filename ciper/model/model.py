@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ciper.camera import Camera, assumed_cameras
+from ciper.data.plan_view import to_plan
 from ciper.data.preprocess import CanvasSpec, canvas_spec_for, to_canvas
 from ciper.errors import ConfigError
 from ciper.gallery.shards import AerialCodes
@@ -47,12 +48,37 @@ NUM_FEATURES = 4
 
 
 @dataclass(frozen=True)
+class ViewCalibration:
+    """What turns the logits of one photo into probabilities; see `Calibration`.
+
+    Raises:
+        ConfigError: weights for other features.
+    """
+
+    shape: PosteriorShape = field(default_factory=PosteriorShape)
+    confidence: tuple[float, ...] = (0.0, 1.0, *(0.0,) * (NUM_FEATURES - 1))
+    in_gallery: tuple[float, ...] = (2.0, *(0.0,) * NUM_FEATURES)
+
+    def __post_init__(self) -> None:
+        _check_weights(self.confidence, self.in_gallery)
+
+
+def _check_weights(confidence: tuple[float, ...], in_gallery: tuple[float, ...]) -> None:
+    for name, weights in (("confidence", confidence), ("in_gallery", in_gallery)):
+        if len(weights) != 1 + NUM_FEATURES:
+            raise ConfigError(
+                f"calibration.{name} has {len(weights)} weights; expected {1 + NUM_FEATURES}"
+            )
+
+
+@dataclass(frozen=True)
 class Calibration:
     """What turns logits into probabilities; fitted on validation cities, never on test ones.
 
     `wide` shapes the posteriors of full panoramas, `narrow` those of photos that see a quarter of
     the horizon or less. `confidence` and `in_gallery` are the weights of two logistic models on
-    (1, `localize.confidence_features`). The next three are for models of set prediction: what
+    (1, `localize.confidence_features`). `plan` holds all of these for photos that look straight
+    down, if it is fitted. The next three are for models of set prediction: what
     multiplies a cosine similarity, and the standard deviations of a hypothesis (per axis). Where
     nothing `is_fitted` these are numbers to start from, and none of them is a confidence.
 
@@ -64,23 +90,30 @@ class Calibration:
     narrow: PosteriorShape = field(default_factory=PosteriorShape)
     confidence: tuple[float, ...] = (0.0, 1.0, *(0.0,) * (NUM_FEATURES - 1))
     in_gallery: tuple[float, ...] = (2.0, *(0.0,) * NUM_FEATURES)
+    plan: ViewCalibration | None = None
     similarity_scale: float = 20.0
     position_sigma_m: float = 4.0
     heading_sigma_deg: float = 6.0
     is_fitted: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("confidence", "in_gallery"):
-            if len(getattr(self, name)) != 1 + NUM_FEATURES:
-                raise ConfigError(
-                    f"calibration.{name} has {len(getattr(self, name))} weights; expected "
-                    f"{1 + NUM_FEATURES}"
-                )
+        _check_weights(self.confidence, self.in_gallery)
         for name in ("similarity_scale", "position_sigma_m", "heading_sigma_deg"):
             if not (isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ConfigError(
                     f"calibration.{name} is {getattr(self, name):g}; expected a number above 0"
                 )
+
+    def is_fitted_to(self, evidence: Evidence) -> bool:
+        """Whether confidences of photos like the one that some evidence is of are meant."""
+        return self.is_fitted and (self.plan is not None or not evidence.is_plan)
+
+    def view(self, evidence: Evidence) -> ViewCalibration:
+        """What suits the photo that some evidence is of."""
+        if evidence.is_plan and self.plan is not None:
+            return self.plan
+        shape = self.shape(evidence.visible_share)
+        return ViewCalibration(shape, self.confidence, self.in_gallery)
 
     def shape(self, visible_share: float) -> PosteriorShape:
         """The shape for photos that see a share of the horizon, 0 to 1.
@@ -252,7 +285,7 @@ class Model(ABC):
     def views(
         self, pixels: NDArray[np.uint8], camera: Camera, *, heading_deg: float | None = None
     ) -> Images:
-        """A photo as the network's ground input: one view per field of view that it may have.
+        """A photo as the network's ground input: one view per camera that may have taken it.
 
         Args:
             pixels: (H, W, 3) the photo.
@@ -269,7 +302,7 @@ class Model(ABC):
     def encode_photo(
         self, pixels: NDArray[np.uint8], camera: Camera, *, heading_deg: float | None = None
     ) -> PhotoCode:
-        """Codes of a photo's `views`: one, or one per field of view that it may have."""
+        """Codes of a photo's `views`: one, or one per camera that may have taken it."""
         return self.encode_photos(*self.views(pixels, camera, heading_deg=heading_deg))
 
     @abstractmethod
@@ -331,6 +364,28 @@ class CiperModel(Model):
     def config(self) -> InputConfig:
         """The network's configuration."""
         return self.network.config
+
+    def misfit(self, camera: Camera) -> str | None:
+        """As `Model.misfit`: without a plan head it has seen photos of streets alone."""
+        if self.network.plan is not None or not camera.looks_down:
+            return None
+        return (
+            f"the model {self.model_name!r} was trained on photos taken in streets; of one that "
+            "looks straight down its answer means little"
+        )
+
+    def views(
+        self, pixels: NDArray[np.uint8], camera: Camera, *, heading_deg: float | None = None
+    ) -> Images:
+        """As `Model.views`; of a camera that looks down they are plan views `(M, H, H, 3)`."""
+        if self.network.plan is None or not camera.looks_down:
+            return super().views(pixels, camera, heading_deg=heading_deg)
+        config = self.network.config
+        views = [
+            to_plan(pixels, c, size_px=config.chip_px, gsd=config.gsd)
+            for c in assumed_cameras(camera)
+        ]
+        return np.stack([plan for plan, _ in views]), np.stack([seen for _, seen in views])
 
     @torch.inference_mode()
     def encode(self, chips: NDArray[np.uint8], valid: Bool) -> AerialCodes:

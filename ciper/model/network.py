@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ciper.model.decoder import AerialMaps, Correlation, PolarLift, column_bearings_rad
 from ciper.model.encoder import Encoder, EncoderConfig, Features, metre_encoding, ray_encoding
+from ciper.model.places import PlaceDescriptors, descriptor_mlp, harmonics, magnitudes
+from ciper.model.plan import PlanHead
 from ciper.model.refine import Refiner, RefinerConfig
 
 # ImageNet's statistics; kept so that pretrained stems can take the place of ours.
@@ -23,7 +25,8 @@ class NetworkConfig:
     """Everything that fixes the network's shapes and its inputs' geometry.
 
     `chip_px` pixels of `gsd` metres make a chip; the canvas is the ground input (see
-    `data.preprocess`). Without a `refiner` the correlation's modes are taken as they are.
+    `data.preprocess`). Without a `refiner` the correlation's modes are taken as they are. With
+    `has_plan_head` photos of cameras that look down are taken as well, as plan views.
     """
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -35,20 +38,23 @@ class NetworkConfig:
     canvas_width_px: int = 512
     elevation_top_deg: float = 45.0
     elevation_bottom_deg: float = -45.0
+    has_plan_head: bool = False
 
 
 @dataclass(frozen=True)
 class GroundCode:
     """What is kept of a photo.
 
-    `descriptor (B, D)`, the polar templates of the two levels `(B, columns, rings, C)`, and the
-    `visible_share (B,)` of the horizon that it sees.
+    `descriptor (B, D)`, the polar templates of the two levels `(B, columns, rings, C)`, the
+    `visible_share (B,)` of the horizon, or of a plan view, that it sees, and whether it `is_plan
+    (B,)` view.
     """
 
     descriptor: Tensor
     polar_coarse: Tensor
     polar_fine: Tensor
     visible_share: Tensor
+    is_plan: Tensor
 
 
 @dataclass(frozen=True)
@@ -81,8 +87,8 @@ class GroundDescriptor(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.squeeze = nn.Linear(384, 64)
-        self.mlp = _descriptor_mlp(config.encoder.width + 3 * 64, config.descriptor_dim)
-        self.register_buffer("harmonics", _harmonics(column_bearings_rad(64)) / 64, False)
+        self.mlp = descriptor_mlp(config.encoder.width + 3 * 64, config.descriptor_dim)
+        self.register_buffer("harmonics", harmonics(column_bearings_rad(64)) / 64, False)
 
     def forward(self, class_token: Tensor, columns: Tensor) -> Tensor:
         """Class token `(B, width)` and hidden columns `(B, 64, 384)` to unit vectors `(B, D)`."""
@@ -90,85 +96,8 @@ class GroundDescriptor(nn.Module):
             "hn,bnc->bhc", self.harmonics.to(columns.dtype), self.squeeze(columns)
         )
         return F.normalize(
-            self.mlp(torch.cat([class_token, _magnitudes(pooled)], dim=-1)).float(), dim=-1
+            self.mlp(torch.cat([class_token, magnitudes(pooled)], dim=-1)).float(), dim=-1
         )
-
-
-class PlaceDescriptors(nn.Module):
-    """64 vectors per chip, one per place: patches around it in rings, as harmonics of bearing.
-
-    A magnitude of a harmonic does not change when the chip turns: the descriptor asks what stands
-    around a place, not in which direction, because the photo's heading is unknown.
-    """
-
-    RING_EDGES_M = (0.0, 9.0, 20.0, 34.0)
-
-    pooling: Tensor
-
-    def __init__(self, config: NetworkConfig) -> None:
-        super().__init__()
-        width, num_rings = config.encoder.width, len(self.RING_EDGES_M) - 1
-        self.squeeze = nn.Linear(width, 32)
-        self.mlp = _descriptor_mlp(width + num_rings * 3 * 32, config.descriptor_dim)
-        patches = config.chip_px // 16
-        self.register_buffer("pooling", self._pooling(patches, config.gsd * 16), False)
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """Patches `(B, 16, 16, width)` to unit vectors `(B, 64, D)`."""
-        batch, rows, columns, _ = patches.shape
-        squeezed = self.squeeze(patches).reshape(batch, rows * columns, -1)
-        pooled = torch.matmul(self.pooling.flatten(0, 2).to(squeezed.dtype), squeezed)
-        pooled = pooled.view(batch, 64, self.pooling.shape[1], 5, -1)
-        centre = patches[:, rows // 4 : -(rows // 4), columns // 4 : -(columns // 4)]
-        x = torch.cat([centre.flatten(1, 2), _magnitudes(pooled).flatten(2)], dim=-1)
-        return F.normalize(self.mlp(x).float(), dim=-1)
-
-    def _pooling(self, patches: int, patch_m: float) -> Tensor:
-        """`(places, rings, harmonics, patches)`: ring means of bearing harmonics per place."""
-        position = (torch.arange(patches) + 0.5 - patches / 2) * patch_m
-        x, y = position.repeat(patches), -position.repeat_interleave(patches)
-        inner = position.abs() < patches * patch_m / 4
-        is_place = inner.repeat(patches) & inner.repeat_interleave(patches)
-        dx = x[None] - x[is_place][:, None]
-        dy = y[None] - y[is_place][:, None]
-        distance, bearing = torch.hypot(dx, dy), torch.atan2(dx, dy)
-        rings = []
-        for near, far in zip(self.RING_EDGES_M[:-1], self.RING_EDGES_M[1:], strict=True):
-            inside = ((distance >= near) & (distance < far)).float()
-            inside = inside / inside.sum(1, keepdim=True)
-            rings.append(_harmonics(bearing) * inside)
-        return torch.stack(rings).permute(2, 0, 1, 3).contiguous()
-
-
-def _harmonics(bearing_rad: Tensor) -> Tensor:
-    """`(...)` to `(5, ...)`: 1, cos b, sin b, cos 2b, sin 2b."""
-    one = torch.ones_like(bearing_rad)
-    return torch.stack(
-        [
-            one,
-            bearing_rad.cos(),
-            bearing_rad.sin(),
-            (2 * bearing_rad).cos(),
-            (2 * bearing_rad).sin(),
-        ]
-    )
-
-
-def _magnitudes(pooled: Tensor) -> Tensor:
-    """`(..., 5, C)` harmonics to `(..., 3 C)`: mean and the two magnitudes."""
-    mean, cos1, sin1, cos2, sin2 = pooled.float().unbind(-2)
-    first = (cos1.square() + sin1.square() + 1e-6).sqrt()
-    second = (cos2.square() + sin2.square() + 1e-6).sqrt()
-    return torch.cat([mean, first, second], dim=-1).to(pooled.dtype)
-
-
-def _descriptor_mlp(num_inputs: int, descriptor_dim: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.LayerNorm(num_inputs),
-        nn.Linear(num_inputs, 256),
-        nn.ReLU(),
-        nn.Linear(256, descriptor_dim),
-    )
 
 
 class Network(nn.Module):
@@ -192,13 +121,28 @@ class Network(nn.Module):
         self.lift = PolarLift(config.encoder, canvas_rows=config.canvas_height_px)
         self.maps = AerialMaps(config.encoder)
         self.ground_descriptor = GroundDescriptor(config)
-        self.place_descriptors = PlaceDescriptors(config)
+        self.place_descriptors = PlaceDescriptors(
+            config.encoder.width, config.descriptor_dim, patches, config.gsd * 16
+        )
         self.correlation = Correlation()
         self.refiner = None if config.refiner is None else Refiner(config.refiner)
         self.retrieval_log_scale = nn.Parameter(torch.tensor(math.log(15.0)))
+        # Last, so that the same seed draws the same weights with and without it.
+        self.plan = (
+            PlanHead(
+                config.encoder, config.descriptor_dim, patches=patches, patch_m=config.gsd * 16
+            )
+            if config.has_plan_head
+            else None
+        )
 
     def encode_ground(self, canvas: Tensor, is_visible: Tensor) -> GroundCode:
-        """`(B, 128, 512, 3)` uint8 and `(B, 128, 512)` bool to a `GroundCode`."""
+        """`(B, 128, 512, 3)` uint8 and `(B, 128, 512)` bool to a `GroundCode`.
+
+        Plan views, which have the size of a chip, are told by it.
+        """
+        if canvas.shape[1:3] == (self.config.chip_px, self.config.chip_px):
+            return self._encode_plan(canvas, is_visible)
         ground: Features = self.encoder.encode_ground(normalise(canvas, is_visible))
         share = is_visible.float().mean(1).unflatten(1, (128, -1)).mean(2)
         seen = (share / share.amax(1, keepdim=True).clamp_min(1e-3)).clamp(0, 1)
@@ -208,6 +152,20 @@ class Network(nn.Module):
             polar_coarse=polar_coarse,
             polar_fine=polar_fine,
             visible_share=seen.mean(1),
+            is_plan=torch.zeros(len(canvas), dtype=torch.bool, device=canvas.device),
+        )
+
+    def _encode_plan(self, plan: Tensor, is_visible: Tensor) -> GroundCode:
+        assert self.plan is not None, "only a network with a plan head is given plan views"
+        features: Features = self.encoder.encode_aerial(normalise(plan, is_visible))
+        visible = is_visible.float()
+        polar_coarse, polar_fine = self.plan.lift(features, visible)
+        return GroundCode(
+            descriptor=self.plan.descriptor(features.patches, visible),
+            polar_coarse=polar_coarse,
+            polar_fine=polar_fine,
+            visible_share=visible.mean((1, 2)),
+            is_plan=torch.ones(len(plan), dtype=torch.bool, device=plan.device),
         )
 
     def encode_aerial(self, chip: Tensor, is_valid: Tensor) -> AerialCode:

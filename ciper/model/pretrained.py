@@ -15,6 +15,7 @@ from ciper.checkpoint import find_weights, is_checkpoint, load_checkpoint, weigh
 from ciper.errors import CheckpointError, ConfigError
 from ciper.model.efficient import EfficientStem
 from ciper.model.lite import lite_weights, load_lite
+from ciper.model.network import Network
 from ciper.model.paper import PaperNetwork
 from ciper.model.pickles import load_pickle
 from ciper.model.timm import Initialisation, init_from_timm
@@ -25,6 +26,8 @@ __all__ = ["Initialisation", "init_from_timm", "initialise"]
 
 def initialise(network: nn.Module, init: str, *, seed: int = 0) -> Initialisation:
     """Sets a new network's weights.
+
+    A plan head that the file does not have starts from the chips' maps and place descriptors.
 
     Args:
         network: ours or the paper's.
@@ -77,7 +80,15 @@ def _find(init: str) -> Path:
 
 def _init_from_checkpoint(network: nn.Module, path: Path) -> Initialisation:
     weights = weights_of(load_checkpoint(path)[0])
+    plan = network.plan if isinstance(network, Network) else None
+    has_plan = any(name.startswith("plan.") for name in weights)
     try:
+        if plan is not None and not has_plan:
+            assert isinstance(network, Network)
+            own = {f"plan.{name}": value for name, value in plan.state_dict().items()}
+            network.load_state_dict({**weights, **own})
+            plan.start_from(network.maps, network.place_descriptors)
+            return Initialisation(str(path), taken=tuple(weights), made=tuple(own))
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise ConfigError(

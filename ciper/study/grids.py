@@ -111,8 +111,8 @@ class Grid:
         return Asked(
             is_retrieved=bool(localizer.retrieve(code, 1)[0][0] == true_chip[0]),
             rank=int(ranks_from_similarity(score[None], true_chip)[0]),
-            whole=_error(localizer.judge(found)[0], shot),
-            in_chip=_error(localizer.judge(in_chip)[0], shot),
+            whole=_error(localizer.judge(found).posterior, shot),
+            in_chip=_error(localizer.judge(in_chip).posterior, shot),
         )
 
     def _open_gallery(self, seed: int, condition: Condition) -> Localizer:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ciper.data.augment import pinhole_mask
+from ciper.data.batches import Drawing
 from ciper.data.sample import Batch
 from ciper.data.synthetic import (
     CHIP_PX,
@@ -57,7 +58,7 @@ class StudyPairs(SyntheticPairs):
     def __init__(
         self, cities: Sequence[RenderedCity], config: SyntheticConfig, seed: int, setting: Setting
     ) -> None:
-        super().__init__(cities, config, seed)
+        super().__init__(cities, config, Drawing(seed))
         self.setting = setting
 
     @property

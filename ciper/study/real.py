@@ -30,11 +30,25 @@ from ciper.study.measuring import evaluation, find_pose, pose_evidence, pose_fig
 from ciper.training.gradients import take
 
 VARIABLE = "CIPER_REAL_DATA"
+TABLE = "poses.csv"
 NOT_MEASURED = f"not measured: ${VARIABLE} is unset"
 GSD = 0.5
 NUM_OFFSETS = 8
 SEED = 20_260_102
 REACH_M = CHIP_PX * GSD / 4
+
+
+@dataclass(frozen=True)
+class RealPose:
+    """A line of the table: the files of a photo and of the aerial image about it, and its compass.
+
+    `compass_deg` is as the table has it, not wrapped.
+    """
+
+    name: str
+    ground: Path
+    aerial: Path
+    compass_deg: float
 
 
 @dataclass(frozen=True)
@@ -90,9 +104,23 @@ class RealPhotos:
         photo = self.photos[index]
         height_px, width_px = photo.aerial.shape[:2]
         x_m, y_m = width_px * GSD / 2, height_px * GSD / 2
-        shift = np.random.default_rng([SEED, number, index]).uniform(-REACH_M, REACH_M, 2)
+        shift = window_shift(number, index)
         chip, is_valid, centre = cut_chip(photo.aerial, x_m + shift[0], y_m + shift[1], GSD)
         return chip, is_valid, (x_m - centre[0], y_m - centre[1], photo.heading_deg)
+
+
+def window_shift(
+    number: int, index: int, *, reach_m: float = REACH_M, seed: int = SEED
+) -> NDArray[np.float64]:
+    """How far east and north `(2,)` of its camera a photo's window is cut, up to `reach_m` each.
+
+    Args:
+        number: of the offset, from 0.
+        index: of the photo in its table, from 0.
+        reach_m: a quarter of the window's side.
+        seed: of all offsets.
+    """
+    return np.random.default_rng([seed, number, index]).uniform(-reach_m, reach_m, 2)
 
 
 def real_folder() -> Path | None:
@@ -108,7 +136,23 @@ def read_real(folder: Path) -> RealPhotos:
         DatasetError: the folder holds no such table, or a damaged one.
         PhotoError: a photo is missing or damaged.
     """
-    table = folder / "poses.csv"
+    rows = read_table(folder)
+    digest = hashlib.sha256((folder / TABLE).read_bytes())
+    photos = []
+    for row in rows:
+        photos.append(_read_photo(row.ground, row.aerial, row.compass_deg))
+        for path in (row.ground, row.aerial):
+            digest.update(path.read_bytes())
+    return RealPhotos(tuple(photos), digest.hexdigest()[:12])
+
+
+def read_table(folder: Path) -> tuple[RealPose, ...]:
+    """The table's lines, in its order.
+
+    Raises:
+        DatasetError: the folder holds no such table, or a damaged one.
+    """
+    table = folder / TABLE
     try:
         with table.open(newline="", encoding="utf-8") as file:
             rows = [(row["id"], float(row["compass_deg"])) for row in csv.DictReader(file)]
@@ -117,14 +161,15 @@ def read_real(folder: Path) -> RealPhotos:
             f"{table} cannot be read ({error}); expected the columns id and compass_deg: correct "
             f"${VARIABLE}, or unset it"
         ) from error
-    digest = hashlib.sha256(table.read_bytes())
-    photos = []
-    for name, heading_deg in rows:
-        ground, aerial = (folder / f"{name}_{view}.jpg" for view in ("ground", "aerial"))
-        photos.append(_read_photo(ground, aerial, heading_deg))
-        for path in (ground, aerial):
-            digest.update(path.read_bytes())
-    return RealPhotos(tuple(photos), digest.hexdigest()[:12])
+    return tuple(
+        RealPose(
+            name,
+            folder / f"{name}_ground.jpg",
+            folder / f"{name}_aerial.jpg",
+            compass_deg,
+        )
+        for name, compass_deg in rows
+    )
 
 
 def _read_photo(ground: Path, aerial: Path, heading_deg: float) -> RealPhoto:

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
+from ciper.data.batches import Drawing
 from ciper.data.datasets import ProtocolOptions, parse_spec, read_protocol
 from ciper.data.image_cache import ImageCache
 from ciper.data.pair_views import NetworkInput, PairViews
@@ -47,9 +48,8 @@ def open_pairs(config: TrainConfig, team: Team) -> tuple[RealPairs, RealPairs | 
 
     def pairs_of(samples: tuple[Sample, ...], part: tuple[int, int], share: float) -> RealPairs:
         places = Places.of(samples, protocol.dataset)
-        return RealPairs(
-            samples, places, views, train.seed, damage=damage, neighbour_share=share, part=part
-        )
+        drawing = Drawing(train.seed, share, part)
+        return RealPairs(samples, places, views, damage, drawing)
 
     for samples, what in ((held.training, "train"), (held.validation, "validate")):
         if not samples and (what == "train" or train.validate_every):

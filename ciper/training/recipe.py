@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ciper.config import to_dict
+from ciper.data.nadir_view import NadirViewConfig
 from ciper.data.synthetic import RESERVED_SEEDS, SyntheticConfig
 from ciper.errors import ConfigError
 from ciper.model.criterion import Criterion, CriterionConfig
@@ -51,6 +52,9 @@ class OptimConfig:
     in their city and, when every `mine_every` steps (0: never) the chips of `mine_photos` photos
     are ranked by the current weights, photos with the wrong chips that they are mistaken for.
 
+    With `trained` "plan" the plan head learns alone: what the network says of other photos and of
+    chips stays as it is.
+
     `ema_decay` above 0 keeps a moving average of the weights, which is then what is validated and
     used. Every `validate_every` steps (0: never) `validate_pairs` pairs of the validation cities
     are scored; after `patience` validations without a better one (0: no limit) the run ends.
@@ -74,6 +78,7 @@ class OptimConfig:
     validate_pairs: int = 512
     patience: int = 0
     num_loaders: int = 1
+    trained: Literal["all", "plan"] = "all"
     save_every: int = 200
     stop_at: int | None = None
     seed: int = 0
@@ -146,8 +151,8 @@ class TrainConfig:
 
     `model` chooses the network: ours (`network`, `criterion`, `loss`) or the paper's (`paper`,
     `set_criterion`, `set_loss`). `real` is a data set to train on; without one the cities of `data`
-    are, which `cache` keeps. `init` is where the weights start from: "random" (or none), "stem" or
-    a file, see `model.pretrained.initialise`.
+    are, which `cache` keeps, or its rasters, with photos as in `nadir`. `init` is where the weights
+    start from: "random" (or none), "stem" or a file, see `model.pretrained.initialise`.
     """
 
     model: Literal["ciper", "paper"] = "ciper"
@@ -155,6 +160,7 @@ class TrainConfig:
     paper: PaperConfig = field(default_factory=PaperConfig)
     data: SyntheticConfig = field(default_factory=SyntheticConfig)
     real: RealConfig = field(default_factory=RealConfig)
+    nadir: NadirViewConfig = field(default_factory=NadirViewConfig)
     criterion: CriterionConfig = field(default_factory=CriterionConfig)
     set_criterion: SetCriterionConfig = field(default_factory=SetCriterionConfig)
     loss: LossWeights = field(default_factory=LossWeights)
@@ -164,6 +170,14 @@ class TrainConfig:
     init: str | None = None
 
     def __post_init__(self) -> None:
+        if self.train.trained == "plan" and not self.network.has_plan_head:
+            raise ConfigError(
+                'train.trained is "plan", but the network has no plan head; expected one: set '
+                "network.has_plan_head=true"
+            )
+        if self.data.rasters:
+            _check_rasters(self)
+            return
         if self.real.spec:
             _check_real(self)
             return
@@ -187,6 +201,24 @@ class TrainConfig:
         is_refined = self.network.refiner is not None
         weights = to_dict(self.loss)
         return {k: v for k, v in weights.items() if is_refined or k not in REFINER_LOSSES}
+
+
+def _check_rasters(config: TrainConfig) -> None:
+    """Refuses photos from above for a network that cannot take them, and two kinds of pairs."""
+    if config.real.spec:
+        raise ConfigError(
+            f"data.rasters and real.spec={config.real.spec} are both set; expected one of them"
+        )
+    if config.model != "ciper" or not config.network.has_plan_head:
+        raise ConfigError(
+            "data.rasters make photos that look straight down, which the network does not take; "
+            'expected model="ciper" with network.has_plan_head=true'
+        )
+    if config.train.validate_every and not config.nadir.validation_share:
+        raise ConfigError(
+            f"train.validate_every is {config.train.validate_every}, but nothing is held out to "
+            "validate on; expected a share: set nadir.validation_share"
+        )
 
 
 def _check_real(config: TrainConfig) -> None:
@@ -240,7 +272,11 @@ def make_network(config: TrainConfig) -> nn.Module:
     """The configured network, with random weights."""
     if config.model == "paper":
         return PaperNetwork(config.paper)
-    return Network(config.network)
+    network = Network(config.network)
+    if config.train.trained == "plan" and network.plan is not None:
+        network.requires_grad_(False)
+        network.plan.requires_grad_()
+    return network
 
 
 def make_criterion(config: TrainConfig) -> nn.Module:
@@ -251,9 +287,10 @@ def make_criterion(config: TrainConfig) -> nn.Module:
 
 
 def make_optimiser(network: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW; vectors and scalars (norms, biases, scales) are not decayed."""
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    free = [p for p in network.parameters() if p.ndim <= 1]
+    """AdamW of all that learns; vectors and scalars (norms, biases, scales) are not decayed."""
+    learning = [p for p in network.parameters() if p.requires_grad]
+    decayed = [p for p in learning if p.ndim > 1]
+    free = [p for p in learning if p.ndim <= 1]
     return torch.optim.AdamW(
         [
             {"params": decayed, "weight_decay": config.weight_decay},

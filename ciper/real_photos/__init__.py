@@ -1,0 +1,1 @@
+"""Real ground photos against windows of the aerial images about them."""
