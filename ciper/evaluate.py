@@ -450,9 +450,5 @@ def _rank(localizer: Localizer, queries: Sequence[Query]) -> None:
 
 def _semi_positives(localizer: Localizer, query: Query) -> Ints:
     """The other chips that contain the camera."""
-    chips, half = localizer.gallery.chips, localizer.gallery.header.chip_m / 2
-    near = localizer.gallery.chips_within(lat=query.pose.lat, lon=query.pose.lon, radius_m=half)
-    frame = LocalFrame(lat=query.pose.lat, lon=query.pose.lon)
-    x, y = frame.to_local(lat=chips.lat[near], lon=chips.lon[near])
-    inside = near[(np.abs(x) <= half) & (np.abs(y) <= half)]
+    inside = localizer.gallery.chips_holding(lat=query.pose.lat, lon=query.pose.lon)
     return np.asarray(inside[inside != query.true_chip], dtype=np.int64)

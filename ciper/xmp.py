@@ -237,17 +237,18 @@ def _read_drone(tags: Mapping[str, str], problems: list[str]) -> dict[str, Any]:
     return found
 
 
-def drone_xmp(*, heading_deg: float, pitch_deg: float, height_m: float) -> bytes:
+def drone_xmp(*, heading_deg: float, pitch_deg: float, height_m: float | None) -> bytes:
     """An XMP packet of a drone's photo.
 
     Args:
         heading_deg: of the gimbal, clockwise from true north.
         pitch_deg: of the gimbal, -90 straight down.
-        height_m: above the ground.
+        height_m: above the ground; None to say nothing of it.
     """
     fields = {
         "GimbalYawDegree": f"{(heading_deg + 180.0) % 360.0 - 180.0:+.2f}",
         "GimbalPitchDegree": f"{pitch_deg:+.2f}",
-        "RelativeAltitude": f"{height_m:+.2f}",
     }
+    if height_m is not None:
+        fields["RelativeAltitude"] = f"{height_m:+.2f}"
     return _packet(_DRONE_NAMESPACE, "drone-dji", fields)

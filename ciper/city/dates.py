@@ -149,7 +149,7 @@ def _renovated(buildings: Buildings, i: int, fate: int, rng: np.random.Generator
         )
     if fate == 3:
         storey_m = 3.0 if rng.uniform() < 0.75 or eave_m < 8.0 else -3.0
-        eave_m = min(eave_m + storey_m * float(rng.integers(1, 3)), 63.0)
+        eave_m = min(eave_m + storey_m * float(rng.integers(1, 3)), max(63.0, eave_m))
         return Wing(outline, eave_m, roof, rise_m, repainted(look, rng, roof is not RoofKind.FLAT))
     return Wing(outline, eave_m, roof, rise_m, repainted(look, rng, roof is not RoofKind.FLAT))
 

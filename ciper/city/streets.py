@@ -114,7 +114,7 @@ def make_streets(rng: np.random.Generator, size_m: float) -> Streets:
     nodes = np.unique(np.rint(ends.reshape(-1, 2) * 10), axis=0, return_inverse=True)[1]
     warp = _Warp.random(rng, size_m)
     lines = shapely.transform(shapely.segmentize(noded, 6.0), warp)
-    trim_m, is_junction = _junctions(lines, nodes.reshape(-1, 2), width_m[source])
+    trim_m, is_junction = junctions(lines, nodes.reshape(-1, 2), width_m[source])
     near = shapely.box(-60.0, -60.0, size_m + 60.0, size_m + 60.0)
     is_near = shapely.intersects(lines, near)
     lines, source = lines[is_near], source[is_near]
@@ -126,8 +126,8 @@ def make_streets(rng: np.random.Generator, size_m: float) -> Streets:
         style=style[source],
         trim_m=trim_m[is_near],
         is_junction=is_junction[is_near],
-        carriageway=_rounded(lines, width_m[source] / 2),
-        right_of_way=_rounded(lines, width_m[source] / 2 + sidewalk_m[source]),
+        carriageway=rounded(lines, width_m[source] / 2),
+        right_of_way=rounded(lines, width_m[source] / 2 + sidewalk_m[source]),
     )
 
 
@@ -342,7 +342,7 @@ def _organic(
             lines.append((shapely.get_coordinates(line), rank))
 
 
-def _junctions(
+def junctions(
     lines: NDArray[np.object_], nodes: IntArray, width_m: FloatArray
 ) -> tuple[FloatArray, BoolArray]:
     """How much of each edge lies in its two junctions: (E, 2) metres, and whether they are some.
@@ -370,7 +370,7 @@ def _junctions(
     return trim_m.reshape(-1, 2), is_junction.reshape(-1, 2)
 
 
-def _rounded(lines: NDArray[np.object_], half_m: FloatArray) -> shapely.Geometry:
+def rounded(lines: NDArray[np.object_], half_m: FloatArray) -> shapely.Geometry:
     """All the streets as one area whose inner corners are rounded."""
     area = shapely.union_all(shapely.buffer(lines, half_m, quad_segs=4))
     grown = shapely.buffer(area, _CORNER_RADIUS_M, quad_segs=3)

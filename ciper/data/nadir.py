@@ -47,6 +47,8 @@ class NadirConfig:
             roll at 0; this close to the nadir it would be one with the heading.
         tilt_error_deg: standard deviation of the tilt that nobody knows of, along both axes.
         moved_share: of the photos that are blurred by motion.
+        height_error: standard deviation of the told height, as a share of the true one; None if
+            the height is not told.
     """
 
     num_photos: int = 200
@@ -57,6 +59,7 @@ class NadirConfig:
     max_tilt_deg: float = 3.0
     tilt_error_deg: float = 0.3
     moved_share: float = 0.3
+    height_error: float | None = 0.0
 
     def __post_init__(self) -> None:
         if self.num_photos < 0:
@@ -73,7 +76,7 @@ class View:
 
     Attributes:
         pose: of the camera.
-        camera: what its pose table tells.
+        camera: what its pose table tells, of its height too.
         height_m: above the ground.
         tilt_error_rad: what the table does not tell: small turns of the rays to the right and
             forward.
@@ -83,6 +86,13 @@ class View:
     camera: Camera
     height_m: float
     tilt_error_rad: tuple[float, float] = (0.0, 0.0)
+
+    def telling(self, config: NadirConfig, rng: np.random.Generator) -> View:
+        """The same view with the height that its camera is told to have."""
+        if config.height_error is None:
+            return replace(self, camera=replace(self.camera, height_m=None))
+        factor = math.exp(rng.normal(0.0, config.height_error))
+        return replace(self, camera=replace(self.camera, height_m=self.height_m * factor))
 
 
 def cut_nadir_photos(
@@ -108,6 +118,7 @@ def cut_nadir_photos(
             # Each raster its turn: tiles of one mosaic are seen equally often.
             index = i % len(infos)
             view, photo = _take(mosaic, index, config, rng)
+            view = view.telling(config, np.random.default_rng([config.seed, i, 1]))
             path = folder / f"{i:05d}.jpg"
             if rng.random() < config.moved_share:
                 photo = moved(photo, rng)
@@ -201,7 +212,7 @@ def _save(path: Path, photo: NDArray[np.uint8], view: View) -> None:
         heading_deg=pose.heading_deg, lat=pose.lat, lon=pose.lon, hfov_deg=camera.hfov_deg
     )
     xmp = drone_xmp(
-        heading_deg=pose.heading_deg, pitch_deg=camera.pitch_deg, height_m=view.height_m
+        heading_deg=pose.heading_deg, pitch_deg=camera.pitch_deg, height_m=camera.height_m
     )
     Image.fromarray(photo).save(path, quality=90, exif=exif, xmp=xmp)
 
@@ -232,5 +243,5 @@ def _row(path: Path, view: View) -> PhotoPose:
         hfov_deg=view.camera.hfov_deg,
         pitch_deg=view.camera.pitch_deg,
         roll_deg=view.camera.roll_deg,
-        height_m=view.height_m,
+        height_m=view.camera.height_m,
     )

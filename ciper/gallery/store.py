@@ -243,6 +243,14 @@ class Gallery:
         order = np.argsort(np.hypot(x, y), kind="stable")
         return order[gap[order] <= radius_m].astype(np.int64)
 
+    def chips_holding(self, *, lat: float, lon: float) -> NDArray[np.int64]:
+        """All chips that contain a place, not only the one whose centre is nearest."""
+        half_m = self.header.chip_m / 2
+        near = self.chips_within(lat=lat, lon=lon, radius_m=half_m)
+        frame = LocalFrame(lat=lat, lon=lon)
+        x, y = frame.to_local(lat=self.chips.lat[near], lon=self.chips.lon[near])
+        return np.asarray(near[(np.abs(x) <= half_m) & (np.abs(y) <= half_m)], dtype=np.int64)
+
     def nearest_chips(self, *, lat: ArrayLike, lon: ArrayLike) -> NDArray[np.int64]:
         """Index of the chip whose central square holds each position, -1 where there is none."""
         rows, cols = self.grid.cells_at(lat=lat, lon=lon)
