@@ -1,7 +1,8 @@
 """How good are the answers? Photos with known poses against a gallery.
 
 Every photo is encoded once and asked three questions: which chip of the gallery (`retrieval`, by
-descriptors, and `retrieval_matched`, by the evidence of all poses of a chip), where in a chip that
+descriptors, `retrieval_matched`, by the evidence of all poses of a chip, and `retrieval_posterior`,
+by the answer's probability), where in a chip that
 surely shows the place (`pose`), and where in the whole gallery (`end_to_end`, which is what
 ``ciper localize`` answers). `docs/metrics.md` defines the figures. A query that cannot be answered
 is a failure in each of them, never left out.
@@ -298,14 +299,22 @@ def _ask_everywhere(localizer: Localizer, query: Query) -> None:
     assert query.encoded is not None
     found = localizer.answer(query.encoded)
     query.whole = _answer_of(query.pose, found)
-    score = np.full(len(localizer.gallery), -np.inf)
-    score[found.chips] = found.chip_evidence
-    true = [query.true_chip]
-    query.matched_rank = int(metrics.ranks_from_similarity(score[None], true)[0])
-    query.matched_hit_rank = int(
-        metrics.ranks_from_similarity(
-            score[None], true, excluded=[_semi_positives(localizer, query)]
-        )[0]
+    mass = found.posterior.place_prob.sum((1, 2))
+    evidence = found.chip_evidence
+    query.matched_rank, query.matched_hit_rank = _ranks(localizer, query, found.chips, evidence)
+    query.posterior_rank, query.posterior_hit_rank = _ranks(localizer, query, found.chips, mass)
+
+
+def _ranks(
+    localizer: Localizer, query: Query, chips: Ints, score: NDArray[np.floating[Any]]
+) -> tuple[int, int]:
+    """Of the true chip by a score of those that were matched, and without semi-positives."""
+    scores = np.full((1, len(localizer.gallery)), -np.inf)
+    scores[0, chips] = score
+    true, others = [query.true_chip], [_semi_positives(localizer, query)]
+    return (
+        int(metrics.ranks_from_similarity(scores, true)[0]),
+        int(metrics.ranks_from_similarity(scores, true, excluded=others)[0]),
     )
 
 

@@ -32,8 +32,10 @@ from ciper.refinement import Refinement
 Float = NDArray[np.floating[Any]]
 
 # Up to this many chips every chip is matched, which answers for 1600 squares of half a chip's side
-# (6.6 km^2 of chips of 128 m, 2 km^2 of VIGOR's); above it, the ones that retrieval finds.
+# (6.6 km^2 of chips of 128 m, 2 km^2 of VIGOR's); above it, the ones that look right at a glance.
 MAX_EXHAUSTIVE_CHIPS = 1600
+# Their coarse maps are kept in memory: 32 KiB a chip, 262 MB. Above it retrieval draws up the list.
+MAX_GLANCED_CHIPS = 8000
 NUM_SHORTLIST = 512
 NOT_IN_GALLERY_ABOVE = 0.5
 CONFIDENT_WITHIN_M = 5.0
@@ -299,9 +301,19 @@ class Localizer:
                     "--near LAT,LON,RADIUS_M"
                 )
         if len(chips) > MAX_EXHAUSTIVE_CHIPS:
-            found, _ = self.retrieve(code, NUM_SHORTLIST, chips=None if near is None else chips)
-            chips = found[found >= 0]
+            chips = self._shortlist(code, chips, is_all=near is None)
         return np.sort(chips)
+
+    def _shortlist(
+        self, code: PhotoCode, chips: NDArray[np.int64], *, is_all: bool
+    ) -> NDArray[np.int64]:
+        """The `NUM_SHORTLIST` most promising chips, at a glance or by descriptor."""
+        if len(chips) <= MAX_GLANCED_CHIPS:
+            scores = self.model.glance(code, self.features(chips), self._has_imagery[chips])
+            if scores is not None:
+                return chips[np.argsort(-scores, kind="stable")[:NUM_SHORTLIST]]
+        found, _ = self.retrieve(code, NUM_SHORTLIST, chips=None if is_all else chips)
+        return found[found >= 0]
 
     def retrieve(
         self, code: PhotoCode, num_chips: int, *, chips: NDArray[np.int64] | None = None
@@ -321,8 +333,8 @@ class Localizer:
         )
 
     def _coarse_maps(self, chips: NDArray[np.int64]) -> torch.Tensor:
-        """Coarse maps of chips: of a small gallery all are kept, 32 KiB a chip."""
-        if len(self.gallery) <= MAX_EXHAUSTIVE_CHIPS:
+        """Coarse maps of chips: of all but large galleries all are kept, 32 KiB a chip."""
+        if len(self.gallery) <= MAX_GLANCED_CHIPS:
             return self._all_coarse_maps[torch.from_numpy(chips)]
         maps = torch.from_numpy(self.gallery.coarse[chips])
         return maps.to(self.model.device, torch.bfloat16)

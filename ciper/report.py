@@ -197,11 +197,13 @@ def _retrieval_table(figures: Mapping[str, Any]) -> str:
             name,
             number(figures["retrieval"][name]),
             number(figures["retrieval_matched"][name]),
+            number(figures["retrieval_posterior"][name]),
             number(min(1.0, ks[name] / num)),
         )
         for name in RETRIEVAL_ROWS
     ]
-    return markdown(("", "by descriptor", "by evidence of all poses", "random"), rows) + "\n\n"
+    head = ("", "by descriptor", "by evidence of all poses", "in the answer", "random")
+    return markdown(head, rows) + "\n\n"
 
 
 def block_table(figures: Mapping[str, Any], block: str, names: Sequence[str]) -> str:

@@ -23,6 +23,9 @@ from ciper.posterior import Places
 Floats = NDArray[np.float64]
 
 CONFIDENT_ABOVE = 0.5
+RANKS = tuple(
+    f"{by}{kind}" for by in ("", "matched_", "posterior_") for kind in ("rank", "hit_rank")
+)
 ZERO = np.zeros(1)
 
 
@@ -112,6 +115,7 @@ class Query:
         encoded: the photo; None if it could not be read, and `problem` says why.
         rank, hit_rank: of the true chip by descriptor; `hit_rank` without its semi-positives.
         matched_rank, matched_hit_rank: likewise by the evidence of all poses of a chip.
+        posterior_rank, posterior_hit_rank: likewise by the mass of a chip in the answer.
         whole: the answer on the whole gallery.
         near: the answer with a prior.
         in_chip: the answer in one chip, whose centre lies `chip_offset_m` west and south of the
@@ -126,6 +130,8 @@ class Query:
     hit_rank: int = metrics.NO_REFERENCE
     matched_rank: int = metrics.NO_REFERENCE
     matched_hit_rank: int = metrics.NO_REFERENCE
+    posterior_rank: int = metrics.NO_REFERENCE
+    posterior_hit_rank: int = metrics.NO_REFERENCE
     whole: Found = NO_ANSWER
     near: Found = NO_ANSWER
     in_chip: Found = NO_ANSWER
@@ -191,6 +197,11 @@ def figures_of(queries: Sequence[Query], setting: Setting) -> dict[str, Any]:
         "retrieval_matched": metrics.retrieval_metrics(
             [q.matched_rank for q in queries],
             [q.matched_hit_rank for q in queries],
+            num_references=num_references,
+        ),
+        "retrieval_posterior": metrics.retrieval_metrics(
+            [q.posterior_rank for q in queries],
+            [q.posterior_hit_rank for q in queries],
             num_references=num_references,
         ),
         "pose": pose_figures(errors_of(queries, "in_chip")),
@@ -355,7 +366,7 @@ def table_of(queries: Sequence[Query], setting: Setting) -> dict[str, list[Any]]
         "true_chip": [query.true_chip for query in queries],
         "is_outside": [query.true_chip < 0 for query in queries],
     }
-    for name in ("rank", "hit_rank", "matched_rank", "matched_hit_rank"):
+    for name in RANKS:
         ranks = (getattr(query, name) for query in queries)
         table[name] = [None if rank == metrics.NO_REFERENCE else rank for rank in ranks]
     blocks = {"": "whole", "pose_": "in_chip"}

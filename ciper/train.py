@@ -134,7 +134,8 @@ def prepare_cities(
 
 def prepare_all_cities(config: TrainConfig, num_workers: int, progress: Progress) -> None:
     """Renders the cities to train and to validate on that the cache lacks."""
-    seeds = (*config.data.training_seeds, *config.data.validation_seeds)
+    data = config.data
+    seeds = (*data.training_seeds, *data.plan_seeds, *data.validation_seeds)
     prepare_cities(config.data, Path(config.cache), num_workers, progress, seeds=seeds)
 
 
@@ -172,7 +173,7 @@ def open_data(config: TrainConfig, team: Team) -> Data:
     data, train = config.data, config.train
     cities, others = (
         [open_city(Path(config.cache) / str(seed)) for seed in seeds]
-        for seeds in (data.training_seeds, data.validation_seeds)
+        for seeds in ((*data.training_seeds, *data.plan_seeds), data.validation_seeds)
     )
     drawing = Drawing(train.seed, train.neighbour_share, (team.rank, team.size))
     return Data(

@@ -79,12 +79,16 @@ class SmallWorld:
 
 
 def write_tiny_weights(
-    path: Path, *, seed: int = 0, calibration: Calibration | None = None
+    path: Path,
+    *,
+    seed: int = 0,
+    calibration: Calibration | None = None,
+    config: NetworkConfig = TINY,
 ) -> Path:
-    """Weights of the small network, different for every seed."""
+    """Weights of a small network, different for every seed."""
     torch.manual_seed(seed)
-    state = {f"model.{name}": value for name, value in Network(TINY).state_dict().items()}
-    header = {"config": {"network": to_dict(TINY)}, "step": 0}
+    state = {f"model.{name}": value for name, value in Network(config).state_dict().items()}
+    header = {"config": {"network": to_dict(config)}, "step": 0}
     if calibration is not None:
         header["calibration"] = to_dict(calibration)
     save_checkpoint(path, state, header)

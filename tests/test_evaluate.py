@@ -109,7 +109,7 @@ def test_the_keys_of_metrics_json(figures: dict[str, Any], small_world: SmallWor
     assert figures["model"] == small_world.weights.stem
     assert (figures["chip_m"], figures["stride_m"]) == (128.0, 64.0)
     assert figures["seconds"] > 0
-    for block in ("retrieval", "retrieval_matched"):
+    for block in ("retrieval", "retrieval_matched", "retrieval_posterior"):
         assert set(figures[block]) == RETRIEVAL_KEYS
     assert set(figures["pose"]) == POSE_KEYS
     assert set(figures["end_to_end"]) == CITY_KEYS | GATED_KEYS

@@ -197,10 +197,29 @@ def test_the_outcome_follows_the_probability(small_world: SmallWorld) -> None:
         assert found.posterior.outside_prob == pytest.approx(1 / (1 + np.exp(constant)))
 
 
+def test_galleries_are_searched_at_a_glance(
+    localizer: Localizer, small_world: SmallWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = localizer.read(small_world.poses[0].photo)
+    every = localizer.match(encoded.code)
+    monkeypatch.setattr("ciper.localize.MAX_EXHAUSTIVE_CHIPS", 10)
+    monkeypatch.setattr("ciper.localize.NUM_SHORTLIST", 4)
+    # The glance is the evidence itself, at every second row, column and heading.
+    thin = every.evidence.coarse[:, ::2, ::2, ::2]
+    wanted = np.log(np.exp(thin.astype(np.float64)).sum((1, 2, 3)))
+    chips = np.arange(len(localizer.gallery))
+    scores = localizer.model.glance(encoded.code, localizer.features(chips), localizer._has_imagery)
+    assert scores == pytest.approx(wanted, abs=0.02)
+    found = localizer.answer(encoded)
+    assert found.chips.tolist() == sorted(np.argsort(-wanted)[:4].tolist())
+    assert found.posterior.place_prob.shape == (4, 32, 32)
+
+
 def test_large_galleries_are_searched_by_descriptor(
     localizer: Localizer, small_world: SmallWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ciper.localize.MAX_EXHAUSTIVE_CHIPS", 10)
+    monkeypatch.setattr("ciper.localize.MAX_GLANCED_CHIPS", 10)
     monkeypatch.setattr("ciper.localize.NUM_SHORTLIST", 4)
     encoded = localizer.read(small_world.poses[0].photo)
     found = localizer.answer(encoded)

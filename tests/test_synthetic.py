@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +13,17 @@ import torch
 from ciper.data.augment import AugmentConfig
 from ciper.data.batches import Drawing
 from ciper.data.neighbours import GROUP_SIZE, PhotoOrder
-from ciper.data.synthetic import RenderedCity, SyntheticConfig, SyntheticPairs
-from ciper.errors import ConfigError
+from ciper.data.synthetic import (
+    RenderedCity,
+    SyntheticConfig,
+    SyntheticPairs,
+    _recipe,
+    find_city,
+    open_city,
+    render_city,
+)
+from ciper.errors import ConfigError, DatasetError
+from ciper.training.recipe import TrainConfig
 
 
 def landmark_city() -> tuple[RenderedCity, tuple[float, float]]:
@@ -188,3 +199,55 @@ def test_a_sample_is_of_different_photos_and_a_function_of_the_step() -> None:
     assert np.array_equal(sample, pairs.sample(4, 10))
     assert not np.array_equal(sample, pairs.sample(5, 10))
     assert len(pairs.sample(4, 1000)) == 40
+
+
+def plan_file(folder: Path) -> Path:
+    """A map of 36 houses on a grid, 25 m apart."""
+    houses = []
+    for row in range(6):
+        for column in range(6):
+            west, south = 24.94 + column * 45e-5, 60.17 + row * 22e-5
+            east, north = west + 25e-5, south + 12e-5
+            ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+            houses.append(
+                {
+                    "type": "Feature",
+                    "properties": {"building": "yes", "height": 9},
+                    "geometry": {"type": "Polygon", "coordinates": [ring]},
+                }
+            )
+    path = folder / "houses.geojson"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": houses}))
+    return path
+
+
+def test_cities_of_real_plans(tmp_path: Path) -> None:
+    plan = plan_file(tmp_path)
+    config = SyntheticConfig(
+        num_cities=1, city_m=120.0, photos_per_city=3, aerials_per_city=1,
+        footprints=(str(plan),), num_plans=2,
+    )  # fmt: skip
+    assert config.plan_of(config.first_seed) is None
+    assert list(config.plan_seeds) == [150_000, 150_001]
+    assert config.plan_of(150_001) == plan
+    city = open_city(render_city(150_000, config, tmp_path / "cache"))
+    assert city.canvases.shape[0] == 3 and city.aerials.shape[1:3] == (240, 240)
+    # What is rendered is known by the map's content; the procedural cities are what they were.
+    assert find_city(150_000, config, tmp_path / "cache") is not None
+    plan.write_text(plan.read_text().replace('"height": 9', '"height": 12'))
+    with pytest.raises(ConfigError, match="another recipe"):
+        find_city(150_000, config, tmp_path / "cache")
+    plain = replace(config, num_plans=0, footprints=())
+    assert _recipe(config.first_seed, config) == _recipe(plain.first_seed, plain)
+
+
+def test_plans_need_maps(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"set data\.footprints"):
+        SyntheticConfig(num_plans=1)
+    lost = SyntheticConfig(num_plans=1, footprints=(str(tmp_path / "none.geojson"),))
+    with pytest.raises(DatasetError, match="does not exist"):
+        render_city(lost.first_plan_seed, lost, tmp_path)
+    with pytest.raises(ConfigError, match=r"set data\.first_plan_seed"):
+        TrainConfig(
+            data=SyntheticConfig(num_plans=1, footprints=("a.geojson",), first_plan_seed=100_001)
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -89,4 +90,52 @@ def photos(
     options = RealPhotosOptions(folder, model, tuple(distractors or ()), device, seed)
     with progress_bar() as progress:
         measure_real_photos(out, options, progress)
+    note(f"wrote {out / 'report.md'}")
+
+
+@benchmarks.command()
+def nadir(
+    out: Annotated[Path, typer.Option(metavar="REPORT", help="Folder, new or of an old report.")],
+    photos: Annotated[
+        list[str],
+        typer.Option(metavar="RASTERS", help="Photos are cut out of these, of one date."),
+    ],
+    imagery: Annotated[
+        list[str],
+        typer.Option(metavar="RASTERS", help="They are searched in these, of another date."),
+    ],
+    model: Model = "ground",
+    num_photos: Annotated[int, typer.Option(min=1, help="How many.")] = 200,
+    num_classical: Annotated[
+        int, typer.Option(min=0, help="Of them for template matching and SIFT, which are slow.")
+    ] = 40,
+    height_error: Annotated[
+        float, typer.Option(min=0, help="How wrong told heights are, as a share: 0.05 is 5 %.")
+    ] = 0.0,
+    tells_height: Annotated[
+        bool, typer.Option("--height/--no-height", help="Whether heights are told at all.")
+    ] = True,
+    cache: Annotated[Path, typer.Option(help="Keeps photos and galleries.")] = Path("cache/nadir"),
+    seed: Seed = 7,
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Search photos that look straight down in imagery of another date; classical methods too."""
+    device = set_up(device, threads)
+    from ciper.nadir_benchmark import NadirBenchmarkOptions, benchmark_nadir
+
+    options = NadirBenchmarkOptions(
+        photos=tuple(photos),
+        imagery=tuple(imagery),
+        model=model,
+        num_photos=num_photos,
+        num_classical=num_classical,
+        height_error=height_error if tells_height else None,
+        seed=seed,
+        device=device,
+        num_threads=threads or os.cpu_count() or 1,
+        cache=cache,
+    )
+    with progress_bar() as progress:
+        benchmark_nadir(out, options, progress=progress)
     note(f"wrote {out / 'report.md'}")

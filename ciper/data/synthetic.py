@@ -6,11 +6,12 @@ a run can be resumed or repeated, and shared among processes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,9 @@ from ciper.data.augment import (
 )
 from ciper.data.batches import Drawing, RandomPairs
 from ciper.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ciper.city.parts import City
 
 CHIP_PX = 256
 # Of the canvases' upper and lower edge.
@@ -47,6 +51,10 @@ class SyntheticConfig:
     validate on `first_validation_seed`, ...: with more of either, the others stay what they are.
     Each city is seen from above under `aerials_per_city` lights.
 
+    Besides these, `num_plans` cities to train on have the plans of real ones, of `footprints`
+    (files that `ciper.city.footprints` reads) in turn, each another square of its map, and the
+    seeds `first_plan_seed`, ...
+
     With `rasters` (files, folders or globs) nothing is rendered: photos looking straight down are
     cut out of these, see `ciper.data.nadir_pairs`.
     """
@@ -59,13 +67,34 @@ class SyntheticConfig:
     photos_per_city: int = 640
     aerials_per_city: int = 2
     gsd: float = 0.5
+    footprints: tuple[str, ...] = ()
+    num_plans: int = 0
+    first_plan_seed: int = 150_000
     rasters: tuple[str, ...] | str = ()
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
+    def __post_init__(self) -> None:
+        if self.num_plans and not self.footprints:
+            raise ConfigError(
+                f"data.num_plans is {self.num_plans}, but there is no map to take plans from; "
+                "expected some: set data.footprints"
+            )
+
     @property
     def training_seeds(self) -> range:
-        """Seeds of the cities to train on."""
+        """Seeds of the procedural cities to train on."""
         return range(self.first_seed, self.first_seed + self.num_cities)
+
+    @property
+    def plan_seeds(self) -> range:
+        """Seeds of the cities to train on that have real plans."""
+        return range(self.first_plan_seed, self.first_plan_seed + self.num_plans)
+
+    def plan_of(self, seed: int) -> Path | None:
+        """The map that a city's plan is of; None for procedural cities."""
+        if seed not in self.plan_seeds:
+            return None
+        return Path(self.footprints[(seed - self.first_plan_seed) % len(self.footprints)])
 
     @property
     def validation_seeds(self) -> range:
@@ -108,9 +137,22 @@ def _recipe(seed: int, config: SyntheticConfig) -> str:
     """All that a rendered city depends on, as JSON."""
     from ciper.city.parts import CITY_VERSION
 
-    others = ("augment", "num_cities", "validation_cities", "first_validation_seed", "rasters")
-    wanted = {k: v for k, v in asdict(config).items() if k not in others}
-    return json.dumps({**wanted, "first_seed": seed, "city_version": CITY_VERSION})
+    names = ("city_m", "photos_per_city", "aerials_per_city", "gsd")
+    wanted = {"first_seed": seed, **{name: getattr(config, name) for name in names}}
+    plan = config.plan_of(seed)
+    if plan is not None:
+        wanted["plan"] = hashlib.sha256(_content(plan)).hexdigest()
+    return json.dumps({**wanted, "city_version": CITY_VERSION})
+
+
+def _content(plan: Path) -> bytes:
+    try:
+        return plan.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"data.footprints names {plan}, which cannot be read ({error.strerror}); expected a "
+            "map: check the path"
+        ) from error
 
 
 def render_city(seed: int, config: SyntheticConfig, folder: Path) -> Path:
@@ -124,7 +166,8 @@ def render_city(seed: int, config: SyntheticConfig, folder: Path) -> Path:
     target = folder / str(seed)
     target.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([seed, 1])
-    city = make_city(seed, config.city_m)
+    plan = config.plan_of(seed)
+    city = make_city(seed, config.city_m) if plan is None else _of_plan(plan, seed, config.city_m)
     scene = Scene.from_city(city)
     aerials = [
         degrade(render_aerial(scene, random_light(rng), gsd=config.gsd), rng)
@@ -142,6 +185,13 @@ def render_city(seed: int, config: SyntheticConfig, folder: Path) -> Path:
     np.save(target / "poses.npy", poses)
     (target / "recipe.json").write_text(_recipe(seed, config))
     return target
+
+
+def _of_plan(plan: Path, seed: int, size_m: float) -> City:
+    # Only here, for it takes the libraries that read maps.
+    from ciper.city.real_plan import plan_city
+
+    return plan_city(plan, seed, size_m).city
 
 
 def random_poses(

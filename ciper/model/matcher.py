@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -140,6 +141,34 @@ def match_codes(
         log_prior=log_prior,
         config=config,
     )
+
+
+@torch.inference_mode()
+def glance(
+    network: Network, ground: GroundCode, coarse: Tensor, has_imagery: NDArray[np.bool_]
+) -> Float:
+    """How much evidence R chips hold at a glance: at every second row, column and heading.
+
+    An eighth of the work of `match`, good enough to tell which chips deserve it.
+
+    Args:
+        network: whose decoder is used, in evaluation mode.
+        ground: codes of M equally probable views of the photo.
+        coarse: `(R, C, 32, 32)` coarse maps.
+        has_imagery: `(R, 16, 16)` cells that can hold the camera at all.
+
+    Returns:
+        `(R,)` log evidence of each chip.
+    """
+    templates = network.correlation.coarse_templates(ground.polar_coarse)[:, ::2]
+    scores = []
+    for first in range(0, len(coarse), CHIPS_AT_ONCE):
+        part = coarse[first : first + CHIPS_AT_ONCE].to(templates.dtype)
+        volume = network.correlation.coarse_volume(templates, part, stride=2).float()
+        is_there = torch.from_numpy(has_imagery[first : first + CHIPS_AT_ONCE, ::2, ::2])
+        volume = volume.masked_fill(~is_there.to(volume.device)[None, :, None], -torch.inf)
+        scores.append(volume.flatten(2).logsumexp(2).logsumexp(0))
+    return np.asarray((torch.cat(scores) - math.log(len(templates))).cpu().numpy())
 
 
 def _coarse_volumes(network: Network, ground: GroundCode, coarse: Tensor) -> Float:

@@ -22,7 +22,7 @@ from ciper.data.plan_view import to_plan
 from ciper.data.preprocess import CanvasSpec, canvas_spec_for, to_canvas
 from ciper.errors import ConfigError
 from ciper.gallery.shards import AerialCodes
-from ciper.model.matcher import Evidence, match
+from ciper.model.matcher import Evidence, glance, match
 from ciper.model.network import GroundCode, Network
 from ciper.model.paper import PaperGround
 from ciper.pose_grid import NUM_COARSE, snapped
@@ -336,6 +336,15 @@ class Model(ABC):
                 of it.
         """
 
+    def glance(
+        self, code: PhotoCode, features: ChipFeatures, has_imagery: Bool
+    ) -> NDArray[np.float32] | None:
+        """Log evidence `(R,)` of chips as `match` would find it, cheaply and roughly.
+
+        None where the model's descriptors are the better guide to which chips to match.
+        """
+        return None
+
     def best_in_chip(self, code: PhotoCode, features: ChipFeatures) -> NDArray[np.float64] | None:
         """The answer to a photo in the one chip of `features`, if the network itself names it.
 
@@ -408,6 +417,13 @@ class CiperModel(Model):
         side = round(is_there.shape[1] ** 0.5)
         cells = is_there.reshape(-1, side, side)
         return cells.repeat(NUM_COARSE // side, axis=1).repeat(NUM_COARSE // side, axis=2)
+
+    def glance(
+        self, code: PhotoCode, features: ChipFeatures, has_imagery: Bool
+    ) -> NDArray[np.float32]:
+        """As `Model.glance`: at every second row, column and heading."""
+        assert isinstance(code, GroundCode)
+        return glance(self.network, code, features.read_coarse(), has_imagery)
 
     def match(
         self,

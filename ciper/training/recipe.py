@@ -237,8 +237,12 @@ def _check_real(config: TrainConfig) -> None:
 
 def _check_seeds(data: SyntheticConfig) -> None:
     """Refuses cities that are kept for measuring, and to validate on those that are trained on."""
-    training, validation = data.training_seeds, data.validation_seeds
-    for setting, seeds in (("first_seed", training), ("first_validation_seed", validation)):
+    training, plans, validation = data.training_seeds, data.plan_seeds, data.validation_seeds
+    for setting, seeds in (
+        ("first_seed", training),
+        ("first_plan_seed", plans),
+        ("first_validation_seed", validation),
+    ):
         for name, reserved in RESERVED_SEEDS.items():
             shared = _common(seeds, reserved)
             if shared:
@@ -246,7 +250,13 @@ def _check_seeds(data: SyntheticConfig) -> None:
                     f"city {shared[0]} is among those to train or validate on, but is {name} "
                     f"({reserved[0]} to {reserved[-1]}); expected others: set data.{setting}"
                 )
-    shared = _common(training, validation)
+    shared = _common(training, plans)
+    if shared:
+        raise ConfigError(
+            f"city {shared[0]} is to be procedural and to have a real plan; expected other seeds "
+            "for each: set data.first_plan_seed"
+        )
+    shared = _common(training, validation) or _common(plans, validation)
     if shared:
         raise ConfigError(
             f"city {shared[0]} is to be trained and to be validated on; expected other cities for "

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from model_helpers import TINY, write_tiny_weights
+from numpy.typing import NDArray
+from PIL import Image
+from rasterio.transform import Affine
+from typer.testing import CliRunner
+
+from ciper.cli import app
+from ciper.errors import ConfigError, OutputError
+from ciper.nadir_benchmark import NadirBenchmarkOptions, benchmark_nadir
+
+WITH_PLAN = replace(TINY, has_plan_head=True)
+
+
+def write_raster(path: Path, array: NDArray[np.uint8], *, left: float = 385_000.0) -> None:
+    transform = Affine(0.5, 0, left, 0, -0.5, 6_672_000.0)
+    with rasterio.open(
+        path, "w", driver="GTiff", height=len(array), width=array.shape[1], count=3, dtype="uint8",
+        crs="EPSG:32635", transform=transform,
+    ) as dataset:  # fmt: skip
+        dataset.write(np.moveaxis(array, -1, 0))
+
+
+@pytest.fixture(scope="module")
+def dates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two places of 160 m at two dates: the same ground in another light."""
+    folder = tmp_path_factory.mktemp("dates")
+    for place in range(2):
+        small = np.random.default_rng(place).integers(30, 220, (40, 40, 3), np.uint8)
+        ground = Image.fromarray(small).resize((320, 320), Image.Resampling.BICUBIC)
+        for year, gain in ((2018, 1.0), (2020, 0.85)):
+            array = (np.asarray(ground) * gain).astype(np.uint8)
+            write_raster(folder / f"{place}_{year}.tif", array, left=385_000.0 + 2000 * place)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    return write_tiny_weights(path, config=WITH_PLAN)
+
+
+def options_of(dates: Path, weights: Path, cache: Path, **changes: object) -> NadirBenchmarkOptions:
+    options = NadirBenchmarkOptions(
+        photos=(f"{dates}/*_2018.tif",),
+        imagery=(f"{dates}/*_2020.tif",),
+        model=weights,
+        num_photos=4,
+        num_classical=3,
+        device="cpu",
+        cache=cache,
+    )
+    return replace(options, **changes)  # type: ignore[arg-type]
+
+
+def test_methods_side_by_side(dates: Path, weights: Path, tmp_path: Path) -> None:
+    options = options_of(dates, weights, tmp_path / "cache")
+    figures = benchmark_nadir(tmp_path / "report", options)
+    ours, _, described, template, sift = figures["table"]
+    assert [row["num_photos"] for row in figures["table"]] == [4, 4, 4, 3, 3]
+    # The ground has not changed: methods that compare pixels find it to the metre.
+    assert template["within_5m"] == 1.0 and template["heading_median_deg"] < 2.0
+    assert template["hit_rate"] == 1.0 and template["seconds"] > 0
+    assert "SIFT" in sift["method"] and described["within_5m"] is None
+    assert 0 <= ours["recall_at_1"] <= 1 and ours["seconds"] > 0
+    assert figures["floor"]["num_pairs"] == 2 and figures["floor"]["median_m"] < 0.1
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "| template matching, 36 rotations | 3 |" in text and "lie apart" in text
+    assert (tmp_path / "report" / "model" / "report.md").exists()
+    saved = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert saved["table"] == figures["table"]
+
+
+def test_photos_are_kept_and_heights_change_what_is_told(
+    dates: Path, weights: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    plain = options_of(dates, weights, cache, num_classical=0)
+    first = benchmark_nadir(tmp_path / "a", plain)
+    photos = {path: path.stat().st_mtime_ns for path in cache.rglob("*.jpg")}
+    again = benchmark_nadir(tmp_path / "b", plain)
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.jpg")} == photos
+    assert again["model"]["pose"] == first["model"]["pose"]
+    unknown = benchmark_nadir(tmp_path / "c", replace(plain, height_error=None))
+    assert unknown["model"]["pose"] != first["model"]["pose"]
+    assert "heights not told" in (tmp_path / "c" / "report.md").read_text()
+
+
+def test_other_places_have_no_floor(dates: Path, weights: Path, tmp_path: Path) -> None:
+    options = options_of(
+        dates, weights, tmp_path / "cache", num_classical=0,
+        photos=(f"{dates}/0_2018.tif",), imagery=(f"{dates}/1_2020.tif",),
+    )  # fmt: skip
+    figures = benchmark_nadir(tmp_path / "report", options)
+    assert figures["floor"] is None
+    assert "was not measured" in (tmp_path / "report" / "report.md").read_text()
+    assert figures["table"][0]["recall_at_1"] == 0.0
+
+
+def test_what_cannot_be_measured(dates: Path, weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected at least one photo"):
+        options_of(dates, weights, tmp_path, num_photos=0)
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "mine.txt").write_text("mine")
+    with pytest.raises(OutputError, match="is not a report"):
+        benchmark_nadir(taken, options_of(dates, weights, tmp_path / "cache"))
+    found = CliRunner().invoke(
+        app,
+        ["benchmark", "nadir", "--photos", f"{tmp_path}/none_*.tif", "--imagery", "x.tif",
+         "--out", str(tmp_path / "r"), "--model", str(weights)],
+    )  # fmt: skip
+    assert found.exit_code != 0
