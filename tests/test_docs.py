@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -104,7 +105,7 @@ def test_recipes_in_the_pages_can_be_read() -> None:
     lines = [line for _, line in usages() if line.startswith("ciper train configs/")]
     assert len(lines) > 5
     for line in lines:
-        file, *words = line.removeprefix("ciper train ").split()
+        file, *words = shlex.split(line.removeprefix("ciper train "))
         load_config(TrainConfig, ROOT / file, [word for word in words if "=" in word])
 
 

@@ -136,3 +136,16 @@ def test_the_same_seed_draws_the_same_weights_without_the_head() -> None:
     torch.manual_seed(3)
     headed = Network(WITH_PLAN).state_dict()
     assert all(torch.equal(headed[name], value) for name, value in plain.items())
+
+
+def test_galleries_do_not_depend_on_the_head(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Chips are encoded without it: who trains it alone keeps galleries."""
+    from model_helpers import write_tiny_weights
+
+    from ciper.model.load import load_model
+
+    folder = tmp_path_factory.mktemp("weights")
+    plain = load_model(write_tiny_weights(folder / "plain.safetensors"), "cpu")
+    headed = load_model(write_tiny_weights(folder / "headed.safetensors", config=WITH_PLAN), "cpu")
+    other = load_model(write_tiny_weights(folder / "other.safetensors", seed=1), "cpu")
+    assert plain.model_hash == headed.model_hash != other.model_hash

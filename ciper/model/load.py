@@ -126,13 +126,28 @@ def _fill(network: nn.Module, weights: Mapping[str, torch.Tensor], device: str) 
 def weights_hash(weights: Mapping[str, torch.Tensor], network: Mapping[str, Any]) -> str:
     """SHA-256 of a network's configuration and tensors.
 
-    Galleries remember it. The calibration has no part in it: who calibrates again keeps galleries.
+    Galleries remember it. What chips are encoded without has no part in it: who calibrates again,
+    or trains a plan head alone, keeps galleries.
     """
-    digest = hashlib.sha256(json.dumps(network, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(_of_chips(network), sort_keys=True).encode())
     for name in sorted(weights):
+        if name.startswith("plan."):
+            continue
         digest.update(name.encode())
         digest.update(weights[name].contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _of_chips(network: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a network's description chips are encoded by; the same for older files.
+
+    Two tokens were all that there was before files said how many there are.
+    """
+    described = {name: value for name, value in network.items() if name != "has_plan_head"}
+    encoder = described.get("encoder")
+    if isinstance(encoder, Mapping) and encoder.get("num_tokens") == 2:
+        described["encoder"] = {k: v for k, v in encoder.items() if k != "num_tokens"}
+    return described
 
 
 def export_weights(checkpoint: Path, out: Path, calibration: Calibration) -> None:
