@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle, Rectangle
+from matplotlib.patches import Circle, Polygon, Rectangle
 from numpy.typing import NDArray
 from PIL import Image
 
 from ciper.camera import Camera
+from ciper.data.plan_view import ground_outline_m
 from ciper.data.poses import PhotoPose
 from ciper.drawing import (
     ANSWER,
@@ -39,7 +40,7 @@ from ciper.drawing import (
 )
 from ciper.errors import GalleryError, OutputError, RasterError
 from ciper.gallery.store import Gallery
-from ciper.geo import LocalFrame, Pose, forward, wrap_signed_deg
+from ciper.geo import LocalFrame, Pose, forward, right, wrap_signed_deg
 from ciper.localize import Localization, Localizer
 from ciper.pose_grid import NUM_FINE
 from ciper.posterior import Posterior
@@ -298,9 +299,15 @@ def _circle(ax: Axes, radius_m: float, style: Any, label: str = "") -> None:
 
 
 def _draw_field_of_view(ax: Axes, scene: _Scene) -> None:
+    """Between which bearings a photo looks, or what ground it shows from above."""
     camera, heading_deg = scene.found.camera, scene.heading_deg
-    is_shown = scene.found.is_in_gallery and camera.pitch_deg >= -60
-    if heading_deg is None or camera.is_full_circle or not is_shown:
+    if heading_deg is None or camera.is_full_circle or not scene.found.is_in_gallery:
+        return
+    if camera.looks_down:
+        if camera.height_m is not None:
+            across, along = ground_outline_m(camera).T
+            outline = np.outer(across, right(heading_deg)) + np.outer(along, forward(heading_deg))
+            ax.add_patch(Polygon(outline, fill=False, ec=ANSWER, lw=1.3, path_effects=HALO))
         return
     for side in (-0.5, 0.5):
         tip = 38.0 * forward(heading_deg + side * camera.hfov_deg)

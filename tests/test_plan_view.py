@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ciper.camera import ASSUMED_HEIGHTS_M, Camera, assumed_cameras
-from ciper.data.plan_view import to_plan
+from ciper.data.plan_view import ground_outline_m, to_plan
 from ciper.errors import CameraError
 
 # 90 degrees at 50 m: 100 m across 200 px, 2 px per metre.
@@ -130,3 +130,15 @@ def test_unknown_heights_are_assumed() -> None:
     assert {c.hfov_deg for c in cameras} == {90.0}
     heights = np.array(ASSUMED_HEIGHTS_M)
     assert (heights[1:] / heights[:-1] < 1.18).all()
+
+
+def test_the_outline_of_a_photo_on_the_ground() -> None:
+    corners = [(-50, 30), (50, 30), (50, -30), (-50, -30)]
+    assert ground_outline_m(CAMERA) == pytest.approx(np.array(corners, float))
+    # Tilted by 10 degrees: the middle of the upper edge looks atan(60 / 100) + 10 degrees ahead.
+    tilted = ground_outline_m(replace(CAMERA, pitch_deg=-80.0))
+    assert tilted[:2, 1] == pytest.approx(50 * np.tan(np.arctan(0.6) + np.radians(10)))
+    above = ground_outline_m(replace(CAMERA, hfov_deg=160.0, pitch_deg=-60.0))
+    assert np.isnan(above[:2]).all() and np.isfinite(above[2:]).all()
+    with pytest.raises(CameraError, match="takes the camera's height"):
+        ground_outline_m(replace(CAMERA, height_m=None))

@@ -10,9 +10,29 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ciper.camera import Camera
+from ciper.camera import Camera, rays_from_pixels
 from ciper.data.preprocess import check_size, sampling
 from ciper.errors import CameraError
+
+
+def ground_outline_m(camera: Camera) -> NDArray[np.float64]:
+    """Where the corners of a photo lie on the ground below: metres right of the foot and ahead.
+
+    Args:
+        camera: one that looks down, of a known height.
+
+    Returns:
+        (4, 2): the photo's upper left, upper right, lower right and lower left corner; NaN for
+        corners that look above the horizon.
+
+    Raises:
+        CameraError: the height is not known.
+    """
+    u, v = np.array([0, 1, 1, 0]) * camera.width_px, np.array([0, 0, 1, 1]) * camera.height_px
+    rays = rays_from_pixels(camera, u, v)
+    height_m = _known_height_m(camera)
+    down = np.where(rays[:, 2:] < 0, -rays[:, 2:], np.nan)
+    return np.asarray(rays[:, :2] * (height_m / down))
 
 
 def to_plan(
@@ -38,16 +58,21 @@ def to_plan(
         CameraError: the photo is not of the camera's size, or its height is not known.
     """
     check_size(photo, camera)
+    height_m = _known_height_m(camera)
+    middle = (np.arange(size_px) + 0.5 - size_px / 2) * gsd
+    rays = np.empty((size_px, size_px, 3))
+    rays[..., 0], rays[..., 1] = middle[None, :], -middle[:, None]
+    rays[..., 2] = -height_m
+    # Straight below, a photo's pixel is so many metres wide; farther out they are wider.
+    finer = max(1.0, gsd * camera.focal_px / height_m)
+    reduced_px = (max(1, round(camera.height_px / finer)), max(1, round(camera.width_px / finer)))
+    return sampling(camera, rays, reduced_px).apply(photo)
+
+
+def _known_height_m(camera: Camera) -> float:
     if camera.height_m is None:
         raise CameraError(
             "a plan of the ground takes the camera's height; expected metres above the ground: "
             "give height_m"
         )
-    middle = (np.arange(size_px) + 0.5 - size_px / 2) * gsd
-    rays = np.empty((size_px, size_px, 3))
-    rays[..., 0], rays[..., 1] = middle[None, :], -middle[:, None]
-    rays[..., 2] = -camera.height_m
-    # Straight below, a photo's pixel is so many metres wide; farther out they are wider.
-    finer = max(1.0, gsd * camera.focal_px / camera.height_m)
-    reduced_px = (max(1, round(camera.height_px / finer)), max(1, round(camera.width_px / finer)))
-    return sampling(camera, rays, reduced_px).apply(photo)
+    return camera.height_m
