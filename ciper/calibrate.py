@@ -169,7 +169,8 @@ def known_calibration(checkpoint: Path) -> Calibration:
     if "calibration" in header:
         return from_dict(Calibration, header["calibration"])
     config = header["config"]
-    if config["train"].get("trained") == "plan" and config.get("init") not in (None, "random"):
+    is_head_alone = config.get("train", {}).get("trained") == "plan"
+    if is_head_alone and config.get("init") not in (None, "random"):
         return load_model(config["init"], "cpu").calibration
     return Calibration(is_fitted=False)
 

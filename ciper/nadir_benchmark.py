@@ -213,7 +213,12 @@ def _methods(options: NadirBenchmarkOptions) -> dict[str, Method]:
         "template matching, 36 rotations": TemplateMatching(
             TemplateConfig(num_threads=num_threads)
         ),
-        "SIFT and RANSAC": SiftMatching(SiftConfig(num_threads=num_threads)),
+        "SIFT and RANSAC, exact search": SiftMatching(
+            SiftConfig(search="exact", num_threads=num_threads)
+        ),
+        "SIFT and RANSAC, approximate search": SiftMatching(
+            SiftConfig(search="flann", num_threads=num_threads)
+        ),
     }
 
 

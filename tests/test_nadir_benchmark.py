@@ -13,8 +13,13 @@ from PIL import Image
 from rasterio.transform import Affine
 from typer.testing import CliRunner
 
+from ciper.calibrate import CalibrateConfig, NadirImagery, calibrate, known_calibration
+from ciper.checkpoint import load_checkpoint, save_checkpoint
 from ciper.cli import app
 from ciper.errors import ConfigError, OutputError
+from ciper.model.load import load_model
+from ciper.model.matcher import Evidence
+from ciper.model.model import Calibration, PosteriorShape, ViewCalibration
 from ciper.nadir_benchmark import NadirBenchmarkOptions, benchmark_nadir
 
 WITH_PLAN = replace(TINY, has_plan_head=True)
@@ -64,12 +69,13 @@ def options_of(dates: Path, weights: Path, cache: Path, **changes: object) -> Na
 def test_methods_side_by_side(dates: Path, weights: Path, tmp_path: Path) -> None:
     options = options_of(dates, weights, tmp_path / "cache")
     figures = benchmark_nadir(tmp_path / "report", options)
-    ours, _, described, template, sift = figures["table"]
-    assert [row["num_photos"] for row in figures["table"]] == [4, 4, 4, 3, 3]
+    ours, _, described, template, sift, flann = figures["table"]
+    assert [row["num_photos"] for row in figures["table"]] == [4, 4, 4, 3, 3, 3]
     # The ground has not changed: methods that compare pixels find it to the metre.
     assert template["within_5m"] == 1.0 and template["heading_median_deg"] < 2.0
     assert template["hit_rate"] == 1.0 and template["seconds"] > 0
-    assert "SIFT" in sift["method"] and described["within_5m"] is None
+    assert "exact" in sift["method"] and "approximate" in flann["method"]
+    assert sift["within_5m"] >= 0.6 and described["within_5m"] is None
     assert 0 <= ours["recall_at_1"] <= 1 and ours["seconds"] > 0
     assert figures["floor"]["num_pairs"] == 2 and figures["floor"]["median_m"] < 0.1
     text = (tmp_path / "report" / "report.md").read_text()
@@ -103,6 +109,42 @@ def test_other_places_have_no_floor(dates: Path, weights: Path, tmp_path: Path) 
     assert figures["floor"] is None
     assert "was not measured" in (tmp_path / "report" / "report.md").read_text()
     assert figures["table"][0]["recall_at_1"] == 0.0
+
+
+def test_photos_from_above_are_calibrated_alone(dates: Path, weights: Path, tmp_path: Path) -> None:
+    imagery = NadirImagery(
+        photos=(f"{dates}/0_2018.tif",),
+        imagery=(f"{dates}/0_2020.tif",),
+        elsewhere=(f"{dates}/1_2018.tif",),
+    )
+    out = tmp_path / "calibrated.safetensors"
+    config = CalibrateConfig(num_photos=3)
+    fitted = calibrate(weights, out, config, cache=tmp_path / "cache", nadir=imagery, device="cpu")
+    found = load_model(out, "cpu").calibration
+    assert found == fitted and found.plan is not None
+    assert replace(found, plan=None) == Calibration(is_fitted=False)
+    # Known for street photos, the rest stays; a plan head that learned alone has it from its start.
+    start = write_tiny_weights(tmp_path / "start.safetensors", calibration=Calibration(floor_of()))
+    state, header = load_checkpoint(weights)
+    config_of_run = {**header["config"], "train": {"trained": "plan"}, "init": str(start)}
+    save_checkpoint(tmp_path / "run.safetensors", state, {**header, "config": config_of_run})
+    assert known_calibration(tmp_path / "run.safetensors") == Calibration(floor_of())
+    assert known_calibration(start) == Calibration(floor_of())
+
+
+def floor_of() -> PosteriorShape:
+    return PosteriorShape(floor=0.25)
+
+
+def test_confidences_of_kinds_that_nobody_fitted_are_not_stated() -> None:
+    evidence = Evidence(*(np.zeros(1),) * 6, is_plan=True)  # type: ignore[arg-type]
+    street = replace(evidence, is_plan=False)
+    plain, plan = Calibration(), ViewCalibration(PosteriorShape(floor=0.2), confidence=(1.0,) * 5)
+    both = replace(plain, plan=plan)
+    assert plain.is_fitted_to(street) and not plain.is_fitted_to(evidence)
+    assert both.is_fitted_to(street) and both.is_fitted_to(evidence)
+    assert both.view(evidence) == plan and both.view(street).confidence == plain.confidence
+    assert plain.view(evidence).shape == plain.shape(1.0)
 
 
 def test_what_cannot_be_measured(dates: Path, weights: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ciper.city.footprints import Shapes
 from ciper.city.furniture import distance_to
 from ciper.city.parts import FloatArray, IntArray
-from ciper.city.streets import Rank, Stations, Streets, junctions, rounded, make_stations
+from ciper.city.streets import Rank, Stations, Streets, junctions, make_stations, rounded
 from ciper.city.tags import (
     StreetKind,
     Tags,
