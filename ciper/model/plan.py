@@ -60,7 +60,8 @@ def _points(spec: TemplateSpec, side_m: float) -> Tensor:
 
 def _read(maps: Tensor, is_visible: Tensor, points: Tensor) -> Tensor:
     """`(B, C, H, W)` at points `(N, R, 2)`, times the visible share there: `(B, N, R, C)`."""
-    share = F.adaptive_avg_pool2d(is_visible[:, None], maps.shape[-2:])
+    height, width = maps.shape[-2:]
+    share = F.adaptive_avg_pool2d(is_visible[:, None], (height, width))
     grid = points.expand(len(maps), -1, -1, -1)
     found = F.grid_sample(
         torch.cat([maps.float(), share], dim=1), grid, padding_mode="border", align_corners=False
