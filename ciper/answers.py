@@ -54,7 +54,7 @@ def answer_of(found: Localization, chips: ChipTable, *, num_hypotheses: int = 5)
         "y_m": pose and found.y_m,
         "hypotheses": [_hypothesis(found, hypothesis, chips) for hypothesis in best],
         "seconds": round(found.seconds, 4),
-        "camera": "assumed" if found.camera.is_assumed else found.camera.projection,
+        "camera": "assumed" if found.camera.is_guessed else found.camera.projection,
         "in_gallery_prob": 1.0 - posterior.outside_prob,
         "outcome": NOT_IN_GALLERY if pose is None else LOCATED,
     }

@@ -24,8 +24,10 @@ from ciper.camera import ASSUMED_FOV_DEG, Camera
 from ciper.checkpoint import load_checkpoint
 from ciper.city.parts import CITY_VERSION
 from ciper.config import from_dict
+from ciper.data.nadir import NadirConfig, kept_photos
 from ciper.data.poses import PhotoPose, read_poses
 from ciper.errors import ConfigError, OutputError
+from ciper.files import check_cache
 from ciper.gallery.inspect import expand_rasters
 from ciper.geo import LocalFrame, wrap_signed_deg
 from ciper.index import build_index
@@ -63,7 +65,7 @@ class CalibrateConfig:
     Own and foreign photos are equally many. `foreign_share` is what the foreign ones count for in
     the confidence: their share among the photos that will be asked about. Whether a photo is in
     the gallery at all is judged as if they were `suspected_share` of all: this outcome is there
-    to be seen.
+    to be seen. `height_error` is that of `NadirConfig`.
     """
 
     seeds: tuple[int, ...] = (200_001, 200_002, 200_003)
@@ -72,6 +74,7 @@ class CalibrateConfig:
     cameras: tuple[str, ...] = ("panorama", "pinhole:90")
     foreign_share: float = 0.1
     suspected_share: float = 1 / 3
+    height_error: float = 0.03
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,7 @@ def calibrate(
     config = config or CalibrateConfig()
     if out.exists() and checkpoint.resolve() == out.resolve():
         raise OutputError(f"{out} is the checkpoint itself; expected another file for the weights")
+    check_cache(cache)
     # Fit what will be used, the float16 weights; `out` is touched when all is done.
     cache.mkdir(parents=True, exist_ok=True)
     draft = cache / f"{out.stem}.draft.safetensors"
@@ -168,9 +172,9 @@ def known_calibration(checkpoint: Path) -> Calibration:
     _, header = load_checkpoint(checkpoint)
     if "calibration" in header:
         return from_dict(Calibration, header["calibration"])
-    config = header["config"]
+    config = header.get("config", {})
     is_head_alone = config.get("train", {}).get("trained") == "plan"
-    if is_head_alone and config.get("init") not in (None, "random"):
+    if is_head_alone and config.get("init") not in (None, "random", "stem"):
         return load_model(config["init"], "cpu").calibration
     return Calibration(is_fitted=False)
 
@@ -266,23 +270,25 @@ def prepare_imagery(
     model: Model, imagery: NadirImagery, config: CalibrateConfig, cache: Path, progress: Progress
 ) -> City:
     """Cuts photos out of one date's rasters and of elsewhere's, and indexes the other date's."""
-    digest = hashlib.sha256(repr((imagery, config)).encode()).hexdigest()[:12]
+    camera = Camera("pinhole", 480, 640, ASSUMED_FOV_DEG, pitch_deg=-90.0, height_m=60.0)
+    misfit = model.misfit(camera)
+    if misfit is not None:
+        raise ConfigError(f"{misfit}; expected a model with a plan head: see configs/nadir.toml")
 
-    def taken(name: str, rasters: tuple[str, ...], seed: int) -> tuple[PhotoPose, ...]:
-        folder = cache / f"{name}-{digest}"
-        if not folder.exists():
-            settings = SimulateConfig(
-                seed=seed, num_photos=config.num_photos, camera="nadir", rasters=rasters
-            )
-            simulate(folder, settings, progress=progress)
-        return read_poses(folder / "poses.csv")
+    def taken(rasters: tuple[str, ...], seed: int) -> tuple[PhotoPose, ...]:
+        settings = NadirConfig(
+            num_photos=config.num_photos, seed=seed, height_error=config.height_error
+        )
+        return read_poses(kept_photos(rasters, cache, settings, progress=progress))
 
-    gallery = cache / f"gallery-{model.model_hash[:12]}-{digest}"
-    build_index(expand_rasters(imagery.imagery), gallery, model)
+    rasters = expand_rasters(imagery.imagery)
+    digest = hashlib.sha256(repr((model.model_hash, rasters)).encode()).hexdigest()[:12]
+    gallery = cache / f"gallery-{digest}"
+    build_index(rasters, gallery, model)
     return City(
         localizer=Localizer(gallery, model),
-        own=taken("own", imagery.photos, config.seeds[0]),
-        foreign=taken("foreign", imagery.elsewhere, config.seeds[0] + 1),
+        own=taken(imagery.photos, config.seeds[0]),
+        foreign=taken(imagery.elsewhere, config.seeds[0] + 1),
     )
 
 

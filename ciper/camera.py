@@ -29,8 +29,9 @@ Projection = Literal["equirectangular", "pinhole"]
 ASSUMED_FOV_DEG = 75.0
 ASSUMED_FOVS_DEG = (60.0, 68.0, 75.0, 83.0, 90.0)
 
-# Below this elevation of its axis a pinhole's photo is a plan of the ground, not a view of streets.
-LOOKS_DOWN_DEG = -60.0
+# Below this elevation of its axis a pinhole's photo is a plan of the ground, not a view of streets:
+# the foot of an ordinary camera is still in it.
+LOOKS_DOWN_DEG = -75.0
 # Usual heights of drones above the ground; neighbours differ by a sixth, so that the nearest one
 # is wrong by a twelfth at most.
 ASSUMED_HEIGHTS_M = (30.0, 35.0, 40.8, 47.6, 55.6, 64.8, 75.6, 88.2, 102.9, 120.0)
@@ -151,6 +152,11 @@ class Camera:
     def looks_down(self) -> bool:
         """Whether its photo is a plan of the ground: a pinhole's that looks steeply down."""
         return self.projection == "pinhole" and self.pitch_deg <= LOOKS_DOWN_DEG
+
+    @property
+    def is_guessed(self) -> bool:
+        """Whether something that an answer depends on was not told: see `assumed_heights`."""
+        return self.is_assumed or (self.looks_down and self.height_m is None)
 
     @property
     def pixels_per_degree(self) -> tuple[float, float]:
@@ -390,14 +396,10 @@ def hfov_from_focal_35mm(focal_35mm: float, *, size_px: tuple[int, int]) -> floa
 
 
 def assumed_cameras(camera: Camera) -> tuple[Camera, ...]:
-    """The cameras to average over: the camera itself if all that matters of it is known.
+    """The cameras to average over: the camera itself, or five if its field of view is assumed.
 
-    Of an assumed field of view they are five, which span 60 to 90 degrees along the photo's long
-    side; a portrait photo is narrower across. Of a camera that looks down from an unknown height
-    they are `ASSUMED_HEIGHTS_M`: its field of view and its height are one scale on the ground.
+    Those span 60 to 90 degrees along the photo's long side; a portrait photo is narrower across.
     """
-    if camera.looks_down and camera.height_m is None:
-        return tuple(replace(camera, height_m=height_m) for height_m in ASSUMED_HEIGHTS_M)
     if not camera.is_assumed:
         return (camera,)
     size_px = (camera.height_px, camera.width_px)
@@ -405,6 +407,17 @@ def assumed_cameras(camera: Camera) -> tuple[Camera, ...]:
         replace(camera, hfov_deg=_assumed_hfov_deg(fov_deg, size_px))
         for fov_deg in ASSUMED_FOVS_DEG
     )
+
+
+def assumed_heights(camera: Camera) -> tuple[Camera, ...]:
+    """The cameras to average over of one that looks down.
+
+    They are `ASSUMED_HEIGHTS_M` where its height is not known: field of view and height are one
+    scale on the ground.
+    """
+    if camera.height_m is not None:
+        return assumed_cameras(camera)
+    return tuple(replace(camera, height_m=height_m) for height_m in ASSUMED_HEIGHTS_M)
 
 
 def _assumed_hfov_deg(long_side_fov_deg: float, size_px: tuple[int, int]) -> float:

@@ -40,6 +40,16 @@ def is_free(out: Path) -> bool:
     return not out.exists() or (out.is_dir() and not any(out.iterdir()))
 
 
+def check_cache(folder: Path) -> None:
+    """Refuse a cache that cannot be a folder.
+
+    Raises:
+        OutputError: something else lies there.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"--cache {folder} is a file; expected a folder, new or of before")
+
+
 @contextmanager
 def finished_folder(out: Path, *refusals: type[Exception]) -> Iterator[Path]:
     """A new folder beside `out`, which takes its place when the block ends well, else vanishes.

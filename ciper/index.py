@@ -149,7 +149,7 @@ def build_index(
     old = _old_rasters(known, header) if known and options.append else ()
     new = [inspect_raster(p) for p in paths if str(p) not in {r.path for r in old}]
     all_rasters = (*old, *new)
-    command = _hash(dataclasses.asdict(header), [dataclasses.asdict(r) for r in all_rasters])
+    command = _command(header, all_rasters)
     if known is not None and _command_of(known) == command:
         settle(out, known)
         return _report(out, known, start, num_encoded=0, num_resumed=known.num_chips)
@@ -298,7 +298,7 @@ class _Job:
         """A hash of all that decides what a shard holds."""
         numbers = sorted({number for block in blocks for number in block.rasters})
         return _hash(
-            dataclasses.asdict(self._writer.header),
+            dataclasses.asdict(dataclasses.replace(self._writer.header, model_name="")),
             [[number, dataclasses.asdict(self._rasters[number])] for number in numbers],
             [[block.rows.tolist(), block.cols.tolist(), block.rasters] for block in blocks],
         )
@@ -358,7 +358,13 @@ class _Job:
 
 
 def _command_of(known: Manifest) -> str:
-    return _hash(dataclasses.asdict(known.header), [dataclasses.asdict(r) for r in known.rasters])
+    return _command(known.header, known.rasters)
+
+
+def _command(header: GalleryHeader, rasters: Sequence[RasterInfo]) -> str:
+    """What makes one gallery another one; a model is its hash, whatever it is called."""
+    unnamed = dataclasses.replace(header, model_name="")
+    return _hash(dataclasses.asdict(unnamed), [dataclasses.asdict(r) for r in rasters])
 
 
 def _hash(*parts: object) -> str:

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from ciper.asking import Progress, ignore_progress
 from ciper.classical import ClassicalAnswer, Method
 from ciper.classical.registration import Floor, registration_floor
-from ciper.data.nadir import NadirConfig, cut_nadir_photos
+from ciper.data.nadir import NadirConfig, kept_photos
 from ciper.data.plan_view import to_plan
-from ciper.data.poses import PhotoPose, read_poses, write_poses
+from ciper.data.poses import PhotoPose, read_poses
 from ciper.errors import ConfigError, DatasetError
 from ciper.evaluate import evaluate
-from ciper.files import finished_folder
+from ciper.files import check_cache, finished_folder
 from ciper.gallery.inspect import expand_rasters
 from ciper.gallery.store import Gallery
 from ciper.geo import LocalFrame, wrap_signed_deg
@@ -73,6 +73,11 @@ class NadirBenchmarkOptions:
                 f"{self.num_photos} photos and {self.num_classical} for the methods without "
                 "learning; expected at least one photo"
             )
+        if self.height_error is None and self.num_classical:
+            raise ConfigError(
+                f"{self.num_classical} photos for the methods without learning, which take the "
+                "heights that are not told; expected none: set --num-classical 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,7 @@ def benchmark_nadir(
     """
     started = time.perf_counter()
     check_replaceable(out)
+    check_cache(options.cache)
     model = load_model(options.model, options.device)
     methods = _methods(options)
     poses = _photographed(options, progress)
@@ -135,7 +141,9 @@ def benchmark_nadir(
         }
         written = write_metrics(folder, figures)
         (folder / "report.md").write_text(
-            _report(rows, ours, options) + (no_floor if floor is None else _floor_text(floor)),
+            _report(rows, ours, options)
+            + "".join(f"\nWarning: {warning}\n" for warning in ours["warnings"])
+            + (no_floor if floor is None else _floor_text(floor)),
             encoding="utf-8",
         )
     return written
@@ -144,28 +152,19 @@ def benchmark_nadir(
 # --------------------------------------------------------------------------------------- material
 
 
-def _digest(*parts: object) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
-
-
 def _photographed(options: NadirBenchmarkOptions, progress: Progress) -> Path:
     """The table of the photos, which are taken unless they are there."""
-    paths = expand_rasters(options.photos)
     config = NadirConfig(
         num_photos=options.num_photos, seed=options.seed, height_error=options.height_error
     )
-    folder = options.cache / f"photos-{_digest(paths, config)}"
-    if not folder.exists():
-        with finished_folder(folder) as unfinished:
-            (unfinished / "photos").mkdir()
-            taken = cut_nadir_photos(paths, unfinished / "photos", config, progress=progress)
-            write_poses(unfinished / "poses.csv", taken)
-    return folder / "poses.csv"
+    return kept_photos(options.photos, options.cache, config, progress=progress)
 
 
 def _indexed(model: Model, options: NadirBenchmarkOptions, progress: Progress) -> Path:
     paths = expand_rasters(options.imagery)
-    folder = options.cache / f"gallery-{_digest(model.model_hash, paths)}"
+    # A gallery looks after rasters that have changed by itself.
+    digest = hashlib.sha256(repr((model.model_hash, paths)).encode()).hexdigest()[:12]
+    folder = options.cache / f"gallery-{digest}"
     build_index(paths, folder, model, progress=lambda done, total: progress("chips", done, total))
     return folder
 
@@ -258,9 +257,9 @@ class _Found:
 
 
 def _asked(method: Method, pose: PhotoPose, gallery: Gallery, gsd: float) -> _Found:
-    pixels, camera, _ = pose.read()
     size_px = round(gallery.header.chip_m / gsd)
     started = time.perf_counter()
+    pixels, camera, _ = pose.read()
     plan, is_visible = to_plan(pixels, camera, size_px=size_px, gsd=gsd)
     answer = method.locate(plan, is_visible)
     seconds = time.perf_counter() - started
@@ -355,7 +354,7 @@ def _report(rows: Sequence[Row], ours: Mapping[str, Any], options: NadirBenchmar
         f"{ours['num_queries']} photos out of {', '.join(options.photos)}; gallery of "
         f"{', '.join(options.imagery)}: {ours['num_references']} chips of {ours['chip_m']:g} m "
         f"every {ours['stride_m']:g} m. Headings unknown, heights {told}. Seconds are medians, "
-        "with the photo read and the gallery made ready; the methods without learning had "
+        "reading the photo among them, the gallery made ready; the methods without learning had "
         f"{options.num_threads} threads. All of the model: [model/report.md](model/report.md).\n\n"
         + head
         + "\n".join(_line(row) for row in rows)

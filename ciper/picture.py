@@ -381,7 +381,7 @@ def _draw_photo(ax: Axes, scene: _Scene, pixels: Rgb) -> None:
 def _column_of(camera: Camera, bearing_deg: float) -> float | None:
     """Column of a level direction, bearing from the heading; None if it is not in the photo."""
     bearing = float(wrap_signed_deg(bearing_deg))
-    if camera.pitch_deg < -60 or abs(bearing) > camera.hfov_deg / 2:
+    if camera.looks_down or abs(bearing) > camera.hfov_deg / 2:
         return None
     if camera.projection == "equirectangular":
         return (bearing / camera.hfov_deg + 0.5) * camera.width_px

@@ -16,8 +16,7 @@ from ciper.geo import wrap_deg
 
 _GPANO_NAMESPACE = "http://ns.google.com/photos/1.0/panorama/"
 _DRONE_NAMESPACE = "http://www.dji.com/drone-dji/1.0/"
-# A gimbal's roll about an axis that looks down is part of its yaw.
-_DRONE_TAGS = ("GimbalYawDegree", "GimbalPitchDegree", "RelativeAltitude")
+_DRONE_TAGS = ("GimbalYawDegree", "GimbalPitchDegree", "GimbalRollDegree", "RelativeAltitude")
 
 
 def read_xmp(image: Image.Image, problems: list[str]) -> dict[str, Any]:
@@ -223,17 +222,20 @@ def _read_drone(tags: Mapping[str, str], problems: list[str]) -> dict[str, Any]:
     pitch, roll): yaw clockwise from north, pitch -90 straight down. The height is that above the
     place where it took off.
     """
-    yaw_deg, pitch_deg, height_m = (
+    yaw_deg, pitch_deg, roll_deg, height_m = (
         finite_number(tags.get(name), f"XMP {name}", problems) for name in _DRONE_TAGS
     )
     if pitch_deg is None:
         return {}
     found: dict[str, Any] = {"pitch_deg": min(max(pitch_deg, -90.0), 90.0)}
-    if yaw_deg is not None:
+    # Beyond straight down some write a gimbal as turned over: then yaw is not the image's up.
+    if yaw_deg is not None and abs(roll_deg or 0.0) <= 90.0:
         found["heading_deg"] = float(wrap_deg(yaw_deg))
         found["heading_is_magnetic"] = False
     if height_m is not None and height_m > 0.0:
         found["height_m"] = height_m
+    elif height_m is not None:
+        problems.append(f"XMP RelativeAltitude {height_m:g} is not above the place of take-off")
     return found
 
 

@@ -65,7 +65,7 @@ def localization(
         crs="EPSG:32631",
         x_m=1.0,
         y_m=0.0,
-        camera=SimpleNamespace(is_assumed=True, projection="pinhole"),
+        camera=SimpleNamespace(is_guessed=True, projection="pinhole"),
         hypothesis_pose=lambda h: Pose(lat=h.y_m, lon=h.x_m, heading_deg=h.heading_deg),
         seconds=0.123456,
     )

@@ -17,6 +17,7 @@ from ciper.calibrate import CalibrateConfig, NadirImagery, calibrate, known_cali
 from ciper.checkpoint import load_checkpoint, save_checkpoint
 from ciper.cli import app
 from ciper.errors import ConfigError, OutputError
+from ciper.index import build_index
 from ciper.model.load import load_model
 from ciper.model.matcher import Evidence
 from ciper.model.model import Calibration, PosteriorShape, ViewCalibration
@@ -122,6 +123,8 @@ def test_photos_from_above_are_calibrated_alone(dates: Path, weights: Path, tmp_
     fitted = calibrate(weights, out, config, cache=tmp_path / "cache", nadir=imagery, device="cpu")
     found = load_model(out, "cpu").calibration
     assert found == fitted and found.plan is not None
+    of_plan = Evidence(*(np.zeros(1),) * 6, is_plan=True)  # type: ignore[arg-type]
+    assert found.is_fitted_to(of_plan) and not found.is_fitted
     assert replace(found, plan=None) == Calibration(is_fitted=False)
     # Known for street photos, the rest stays; a plan head that learned alone has it from its start.
     start = write_tiny_weights(tmp_path / "start.safetensors", calibration=Calibration(floor_of()))
@@ -160,4 +163,32 @@ def test_what_cannot_be_measured(dates: Path, weights: Path, tmp_path: Path) -> 
         ["benchmark", "nadir", "--photos", f"{tmp_path}/none_*.tif", "--imagery", "x.tif",
          "--out", str(tmp_path / "r"), "--model", str(weights)],
     )  # fmt: skip
-    assert found.exit_code != 0
+    assert found.exit_code == 2 and "none_*.tif" in found.stderr
+    assert "Traceback" not in found.stderr
+    with pytest.raises(ConfigError, match="set --num-classical 0"):
+        options_of(dates, weights, tmp_path, num_classical=1, height_error=None)
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(OutputError, match="is a file"):
+        benchmark_nadir(tmp_path / "r", options_of(dates, weights, file))
+
+
+def test_a_model_of_street_photos_says_so(dates: Path, tmp_path: Path) -> None:
+    plain = write_tiny_weights(tmp_path / "plain.safetensors")
+    options = options_of(dates, plain, tmp_path / "cache", num_classical=0, num_photos=2)
+    figures = benchmark_nadir(tmp_path / "report", options)
+    assert any("was trained on level photos" in w for w in figures["model"]["warnings"])
+    assert "Warning: 2 of 2 photos" in (tmp_path / "report" / "report.md").read_text()
+    imagery = NadirImagery((f"{dates}/0_2018.tif",), (f"{dates}/0_2020.tif",), (str(dates),))
+    with pytest.raises(ConfigError, match="expected a model with a plan head"):
+        calibrate(plain, tmp_path / "w", cache=tmp_path / "cache", nadir=imagery, device="cpu")
+
+
+def test_one_gallery_serves_all_heads(dates: Path, tmp_path: Path) -> None:
+    """Weights that differ in their plan head and in their name alone go on with one gallery."""
+    plain = load_model(write_tiny_weights(tmp_path / "plain.safetensors"), "cpu")
+    headed = write_tiny_weights(tmp_path / "headed.safetensors", config=WITH_PLAN)
+    rasters = sorted(dates.glob("*_2020.tif"))
+    build_index(rasters, tmp_path / "gallery", plain)
+    again = build_index(rasters, tmp_path / "gallery", load_model(headed, "cpu"))
+    assert again.num_encoded == 0

@@ -28,7 +28,9 @@ from ciper.training.run import Run
 from ciper.training.team import Team
 
 # Nothing is drawn wrong: what the told height and tilt say is what the photo shows.
-EXACT = NadirViewConfig(width_m=(100.0, 100.0), height_error=0.0, tilt_error_deg=0.0, blur_share=0)
+EXACT = NadirViewConfig(
+    width_m=(100.0, 100.0), height_error=0.0, tilt_error_deg=0.0, max_tilt_deg=0.0, blur_share=0.0
+)
 PLAIN = AugmentConfig(colour=0.0, grey_share=0.0)
 
 
@@ -101,6 +103,25 @@ def test_told_heights_are_wrong_by_the_share_asked_for(tmp_path: Path) -> None:
     width_m = batch.is_visible.any(1).sum(1).numpy() * 0.5
     assert np.log(width_m / 80).std() == pytest.approx(0.1, abs=0.02)
     assert np.log(width_m / 80).mean() == pytest.approx(0, abs=0.03)
+
+
+def test_places_without_imagery_are_drawn_again(tmp_path: Path) -> None:
+    """Of a raster whose west half is a hole: sites lie there too, pairs show something."""
+    array = np.full((600, 1200, 3), 110, np.uint8)
+    array[:, :600] = 0
+    path = tmp_path / "holed.tif"
+    write_raster(path, array)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.nodata = 0
+    pairs = pairs_of([inspect_raster(path)], EXACT)
+    batch = pairs.pairs(np.arange(len(pairs.sites)), (0, 0))
+    is_seen = batch.is_visible.any((1, 2)) & batch.is_valid.any((1, 2))
+    assert is_seen.all()
+    with rasterio.open(path, "r+") as dataset:
+        dataset.write(np.zeros((3, 600, 1200), np.uint8))
+    empty = pairs_of([inspect_raster(path)], EXACT)
+    with pytest.raises(RasterError, match="expected rasters with less nodata"):
+        empty.pairs(np.arange(2), (0, 0))
 
 
 def test_items_are_functions_of_seed_and_step(tmp_path: Path) -> None:
@@ -200,8 +221,12 @@ def test_validation_is_held_apart(dates: str) -> None:
             assert "none to" in str(error)
             continue
         assert validation is not None
-        gap = training.sites.geographic[:, None] - validation.sites.geographic
-        assert np.abs(gap).max(-1).min() > 1e-3
+        batches = [p.pairs(np.arange(len(p.sites)), (0, 0)) for p in (training, validation)]
+        # Of one city's metres: no chip shows ground that a chip of the others shows.
+        seen, held = ({int(c) for c in b.city} for b in batches)
+        for city in seen & held:
+            centres = [b.centre_m[b.city == city].numpy() for b in batches]
+            assert np.abs(centres[0][:, None] - centres[1]).max(-1).min() > 128.0
         return
     pytest.fail("no seed holds anything out")
 
@@ -229,6 +254,7 @@ def test_the_plan_head_learns_alone(dates: str, tmp_path: Path) -> None:
             ["data.rasters=a.tif", "network.has_plan_head=true", "real.spec=vigor:x"],
             "are both set",
         ),
+        (["train.trained=plan", "network.has_plan_head=true"], r"set data\.rasters"),
         (["nadir.width_m=[90.0, 60.0]"], "expected two rising metres"),
     ],
 )

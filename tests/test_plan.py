@@ -126,8 +126,8 @@ def test_a_descriptor_is_blind_to_quarter_turns() -> None:
         for turns in (1, 2, 3):
             turned = descriptor(patches.rot90(turns, (1, 2)), is_visible.rot90(turns, (1, 2)))
             torch.testing.assert_close(turned, one, atol=1e-4, rtol=1e-3)
-        mirrored = descriptor(torch.randn(2, 16, 16, 8), is_visible)
-    assert (mirrored - one).abs().max() > 0.05
+        other = descriptor(torch.randn(2, 16, 16, 8), is_visible)
+    assert (other - one).abs().max() > 0.05
 
 
 def test_the_same_seed_draws_the_same_weights_without_the_head() -> None:

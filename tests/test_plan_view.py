@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ciper.camera import ASSUMED_HEIGHTS_M, Camera, assumed_cameras
+from ciper.camera import ASSUMED_HEIGHTS_M, Camera, assumed_heights
 from ciper.data.plan_view import ground_outline_m, to_plan
 from ciper.errors import CameraError
 
@@ -116,16 +116,17 @@ def test_a_height_is_needed() -> None:
 
 def test_which_cameras_look_down() -> None:
     assert CAMERA.looks_down
-    assert replace(CAMERA, pitch_deg=-60.0).looks_down
-    assert not replace(CAMERA, pitch_deg=-59.0).looks_down
+    assert replace(CAMERA, pitch_deg=-75.0).looks_down
+    assert not replace(CAMERA, pitch_deg=-74.0).looks_down
     assert not Camera("equirectangular", 100, 200, 360.0, pitch_deg=-90.0).looks_down
     # A street photo's height is nobody's business.
     assert replace(CAMERA, pitch_deg=0.0, height_m=-1.0).height_m == -1.0
 
 
 def test_unknown_heights_are_assumed() -> None:
-    assert assumed_cameras(CAMERA) == (CAMERA,)
-    cameras = assumed_cameras(replace(CAMERA, height_m=None, is_assumed=True))
+    assert assumed_heights(CAMERA) == (CAMERA,)
+    assert len(assumed_heights(replace(CAMERA, is_assumed=True))) == 5
+    cameras = assumed_heights(replace(CAMERA, height_m=None, is_assumed=True))
     assert [c.height_m for c in cameras] == list(ASSUMED_HEIGHTS_M)
     assert {c.hfov_deg for c in cameras} == {90.0}
     heights = np.array(ASSUMED_HEIGHTS_M)

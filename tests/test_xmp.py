@@ -48,6 +48,10 @@ def test_what_makes_no_sense_is_left_out() -> None:
     broken = read_metadata(with_xmp(ATTRIBUTES.replace(b"+60.20", b"unknown")))
     assert broken.height_m is None and broken.pitch_deg == -89.9
     assert broken.problems == ("XMP RelativeAltitude 'unknown' is not a number",)
+    below_ground = read_metadata(with_xmp(below))
+    assert below_ground.problems == ("XMP RelativeAltitude -3 is not above the place of take-off",)
+    over = read_metadata(with_xmp(ATTRIBUTES.replace(b'RollDegree="+0.00', b'RollDegree="180.0')))
+    assert over.heading_deg is None and over.pitch_deg == -89.9
     # A gimbal may stand a tenth of a degree beyond straight down.
     beyond = ATTRIBUTES.replace(b"-89.90", b"-90.10")
     assert read_metadata(with_xmp(beyond)).pitch_deg == -90.0

@@ -14,7 +14,7 @@ from ciper.errors import CameraError, CiperError, PhotoError
 
 if TYPE_CHECKING:
     from ciper.answers import Answer, Form
-    from ciper.camera import CameraOverrides
+    from ciper.camera import Camera, CameraOverrides
     from ciper.localize import Localizer
     from ciper.prior import Heading, Near
 
@@ -48,6 +48,7 @@ class Answers:
             model knows no such photos.
         limits: what the model's answers cannot tell.
         problems: what was wrong with single photos.
+        num_assumed: photos whose field of view was assumed.
         stop: what ended the run early, to be raised when the answers have been printed.
     """
 
@@ -55,6 +56,7 @@ class Answers:
     misread: list[str] = field(default_factory=list)
     limits: tuple[str, ...] = ()
     problems: list[CiperError] = field(default_factory=list)
+    num_assumed: int = 0
     stop: CiperError | KeyboardInterrupt | None = None
 
 
@@ -83,6 +85,9 @@ def _answer(photo: Path, localizer: Localizer, question: Question, answers: Answ
     num_hypotheses = question.num_hypotheses
     misfit = localizer.model.misfit(found.camera)
     answers.misread += [*found.metadata.problems, *([misfit] if misfit else [])]
+    answers.misread += _on_height(found.camera, question.camera.height_m)
+    if found.camera.is_assumed and not _lacks_height(found.camera):
+        answers.num_assumed += 1
     answers.found.append(answer_of(found, localizer.gallery.chips, num_hypotheses=num_hypotheses))
     if photo in question.pictures:
         from ciper.data.preprocess import read_photo
@@ -90,6 +95,25 @@ def _answer(photo: Path, localizer: Localizer, question: Question, answers: Answ
 
         path = question.pictures[photo]
         answer_picture(found, localizer, read_photo(photo), path, top=num_hypotheses)
+
+
+def _lacks_height(camera: Camera) -> bool:
+    return camera.looks_down and camera.height_m is None
+
+
+def _on_height(camera: Camera, told_m: float | None) -> list[str]:
+    """What is to be said of a camera's height above the ground."""
+    if _lacks_height(camera):
+        return [
+            "a photo that looks straight down does not tell its height; 30 to 120 m were averaged "
+            "over, --height METRES would make the answer sharper"
+        ]
+    if told_m is not None and not camera.looks_down:
+        return [
+            "--height is asked of photos that look straight down, which this one does not (pitch "
+            f"{camera.pitch_deg:.0f} deg); if it does, say --pitch -90"
+        ]
+    return []
 
 
 def print_answers(answers: Answers, form: Form) -> None:
@@ -102,7 +126,7 @@ def print_answers(answers: Answers, form: Form) -> None:
 
     if answers.found or answers.stop is None:
         typer.echo(format_answers(answers.found, form), nl=False)
-    _note_assumed_cameras(answers.found)
+    _note_assumed_cameras(answers.num_assumed, len(answers.found))
     _note_misread(answers.misread)
     for limit in answers.limits if answers.found else ():
         note(f"warning: {limit}")
@@ -114,11 +138,10 @@ def print_answers(answers: Answers, form: Form) -> None:
         raise typer.Exit(2)
 
 
-def _note_assumed_cameras(answers: Sequence[Answer]) -> None:
-    num_assumed = sum(answer["camera"] == "assumed" for answer in answers)
+def _note_assumed_cameras(num_assumed: int, num_photos: int) -> None:
     if num_assumed:
         note(
-            f"note: {num_assumed} of {len(answers)} photos do not tell their field of view; "
+            f"note: {num_assumed} of {num_photos} photos do not tell their field of view; "
             "assumed 60 to 90 deg, --hfov DEG would make the answers sharper"
         )
 

@@ -137,5 +137,7 @@ def nadir(
         cache=cache,
     )
     with progress_bar() as progress:
-        benchmark_nadir(out, options, progress=progress)
+        figures = benchmark_nadir(out, options, progress=progress)
+    for warning in figures["model"]["warnings"]:
+        note(f"warning: {warning}")
     note(f"wrote {out / 'report.md'}")

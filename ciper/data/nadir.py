@@ -7,6 +7,7 @@ Their EXIF and XMP say what a drone's do: lens, heading, tilt and height.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +19,9 @@ from PIL import Image
 
 from ciper.camera import Camera, rays_from_pixels
 from ciper.city.light import degrade
-from ciper.data.poses import PhotoPose
+from ciper.data.poses import PhotoPose, write_poses
 from ciper.errors import ConfigError, RasterError
+from ciper.files import finished_folder
 from ciper.gallery.inspect import expand_rasters, inspect_raster
 from ciper.gallery.raster import Canvas, Mosaic, RasterInfo
 from ciper.geo import LocalFrame, Pose, forward, geographic_from_crs, right
@@ -28,6 +30,8 @@ from ciper.xmp import drone_xmp
 
 FloatArray = NDArray[np.float64]
 
+# Counts changes of what photos look like: those that are kept of another count are stale.
+PHOTO_VERSION = 1
 # A raster with holes may need many tries before a photo lies wholly inside of its imagery.
 _MAX_TRIES = 200
 
@@ -127,6 +131,33 @@ def cut_nadir_photos(
             if progress is not None:
                 progress("taking photos", i + 1, config.num_photos)
     return tuple(poses)
+
+
+def kept_photos(
+    rasters: Sequence[Path | str],
+    cache: Path,
+    config: NadirConfig,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Path:
+    """The table of `cut_nadir_photos` in a folder of the cache, taken unless it is there.
+
+    Another config, or rasters that are others or have changed, have a folder of their own.
+
+    Raises:
+        RasterError, ConfigError: as `cut_nadir_photos`.
+        OutputError: the cache cannot be written.
+    """
+    infos = [inspect_raster(path) for path in expand_rasters(rasters)]
+    known = [(info.path, info.size_bytes, info.mtime_ns) for info in infos]
+    digest = hashlib.sha256(repr((PHOTO_VERSION, known, config)).encode()).hexdigest()[:12]
+    folder = cache / f"photos-{digest}"
+    if not folder.exists():
+        with finished_folder(folder) as unfinished:
+            (unfinished / "photos").mkdir()
+            taken = cut_nadir_photos(rasters, unfinished / "photos", config, progress=progress)
+            write_poses(unfinished / "poses.csv", taken)
+    return folder / "poses.csv"
 
 
 def _take(

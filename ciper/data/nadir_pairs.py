@@ -1,8 +1,9 @@
 """Training pairs of photos looking straight down, cut out of georeferenced rasters of two dates.
 
 The photo is seen in one raster, the chip in another one of the same place; where there is no other,
-in the same. Both are cut afresh at every step: any place of the raster, any heading, as wide as
-drones see, from a height that is told a little wrong.
+in the same. Dates are not asked: tiles of one date that overlap are others, too. Both are cut
+afresh at every step: any place of the raster, any heading, as wide as drones see, from a height
+that is told a little wrong.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ciper.city.light import degrade
 from ciper.data.augment import AugmentConfig, change_colour, mirror_pose, turn_pose
 from ciper.data.batches import Drawing, RandomPairs
 from ciper.data.nadir_view import NadirViewConfig
-from ciper.errors import ConfigError
+from ciper.errors import ConfigError, RasterError
 from ciper.gallery.chips import raster_bounds
 from ciper.gallery.raster import Canvas, Mosaic, RasterInfo
 from ciper.geo import LocalFrame, forward, right
@@ -43,7 +44,9 @@ _MARGIN_M = 16.0
 _FRAME_DEG = 0.01
 # Borders nearer to each other than a metre are one.
 _SAME_DEG = 1e-5
-_MAX_OPEN = 256
+# Pairs with less imagery in photo or chip are drawn again, so many times at a site at most.
+_MIN_IMAGERY = 0.2
+_MAX_TRIES = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +55,7 @@ class Sites:
 
     Attributes:
         raster: `(N,)` index of the raster that shows the photo.
-        others: for each the rasters of other dates that show the place.
+        others: for each the other rasters that show the place; meant to be of other dates.
         geographic: `(N, 2)` latitude and longitude of the squares' middles.
         side_m: `(N,)` of the squares.
         city: `(N,)` number of the city.
@@ -154,6 +157,7 @@ class NadirPairs(RandomPairs):
         size: (pixels, metres per pixel) of chips and plan views.
         augment: of the colours.
         drawing: how pairs are drawn.
+        max_open: files that each thread holds open.
 
     Raises:
         ConfigError: there is no site.
@@ -167,11 +171,13 @@ class NadirPairs(RandomPairs):
         size: tuple[int, float],
         augment: AugmentConfig,
         drawing: Drawing,
+        max_open: int = 32,
     ) -> None:
         if len(sites) == 0:
             raise ConfigError("there is no place in the rasters; expected some: set data.rasters")
         self.rasters, self.sites, self.config, self.augment = rasters, sites, config, augment
         self.size_px, self.gsd = size
+        self.max_open = max_open
         self._opened = threading.local()
         super().__init__(sites.city, sites.position_m, drawing)
 
@@ -179,22 +185,43 @@ class NadirPairs(RandomPairs):
     def mosaic(self) -> Mosaic:
         """The rasters as this thread has opened them: GDAL's files are not to be shared."""
         if not hasattr(self._opened, "mosaic"):
-            self._opened.mosaic = Mosaic(self.rasters, max_open=_MAX_OPEN)
+            self._opened.mosaic = Mosaic(self.rasters, max_open=self.max_open)
         mosaic: Mosaic = self._opened.mosaic
         return mosaic
 
     def _item(
         self, photo: int, rng: np.random.Generator, narrow_share: float
     ) -> tuple[NDArray[Any], ...]:
-        sites, frame = self.sites, self.sites.frame(photo)
-        seen = self._seen(photo, rng)
-        lat, lon = sites.geographic[photo]
+        """A pair of the site, or of the first one behind it that shows imagery.
+
+        Raises:
+            RasterError: none does.
+        """
+        num_sites = len(self.sites)
+        for site in ((photo + ahead) % num_sites for ahead in range(num_sites)):
+            # Rasters have collars and holes: a pair without imagery teaches nothing.
+            for _ in range(_MAX_TRIES):
+                item = self._pair(site, rng)
+                if item is not None:
+                    return item
+        raise RasterError(
+            f"{self.rasters[0].path}: neither it nor any of {len(self.rasters) - 1} other rasters "
+            "shows imagery where one was looked for; expected rasters with less nodata"
+        )
+
+    def _pair(self, site: int, rng: np.random.Generator) -> tuple[NDArray[Any], ...] | None:
+        """A random pair of a site; None if its photo or its chip shows next to nothing."""
+        sites, frame = self.sites, self.sites.frame(site)
+        lat, lon = sites.geographic[site]
         middle = np.array(frame.to_local(lat=lat, lon=lon))
-        camera = middle + rng.uniform(-0.5, 0.5, 2) * sites.side_m[photo]
+        seen = self._seen(site, rng)
+        camera = middle + rng.uniform(-0.5, 0.5, 2) * sites.side_m[site]
         centre = camera + rng.uniform(-0.25, 0.25, 2) * self.size_px * self.gsd
         heading_deg = float(rng.uniform(0, 360))
-        plan, is_visible = self._plan(_Ground(frame, camera, heading_deg), seen.photo, rng)
+        plan, is_visible, share = self._plan(_Ground(frame, camera, heading_deg), seen.photo, rng)
         chip, is_valid = self._cut(_Ground(frame, centre, 0.0), seen.chip)
+        if min(share, is_valid.mean()) < _MIN_IMAGERY:
+            return None
         pose = np.array([*(camera - centre), heading_deg])
         if rng.random() < 0.5:
             chip, is_valid = chip[:, ::-1], is_valid[:, ::-1]
@@ -205,14 +232,14 @@ class NadirPairs(RandomPairs):
         is_valid = np.ascontiguousarray(np.rot90(is_valid, turns))
         plan = change_colour(np.ascontiguousarray(plan), rng, self.augment)
         is_visible = np.ascontiguousarray(is_visible)
-        in_city = sites.position_m[photo] - middle
+        in_city = sites.position_m[site] - middle
         return (
             plan * is_visible[..., None],
             is_visible,
             chip * is_valid[..., None],
             is_valid,
             turn_pose(pose, turns).astype(np.float32),
-            sites.city[photo],
+            sites.city[site],
             (centre + in_city).astype(np.float32),
             (camera + in_city).astype(np.float32),
         )
@@ -249,8 +276,12 @@ class NadirPairs(RandomPairs):
 
     def _plan(
         self, ground: _Ground, rasters: tuple[int, ...], rng: np.random.Generator
-    ) -> tuple[Rgb, Bool]:
-        """What a photo from above a place says of the ground, as its told height has it."""
+    ) -> tuple[Rgb, Bool, float]:
+        """What a photo from above a place says of the ground, as its told height has it.
+
+        Returns:
+            plan, what is visible of it, and the share of the photo that shows imagery.
+        """
         config = self.config
         width_m = rng.uniform(*config.width_m)
         length_m = width_m / rng.choice(config.aspects)
@@ -259,12 +290,17 @@ class NadirPairs(RandomPairs):
         tilt_rad = np.deg2rad(rng.normal(0.0, config.tilt_error_deg, 2))
         moved = ground.moved(*(tilt_rad * config.height_over_width * width_m))
         rgb, is_valid = self._cut(moved, rasters, scale)
-        offset_m = np.abs(np.arange(self.size_px) + 0.5 - self.size_px / 2) * self.gsd * scale
-        is_framed = (offset_m <= width_m / 2) & (offset_m <= length_m / 2)[:, None]
+        across_m = (np.arange(self.size_px) + 0.5 - self.size_px / 2) * self.gsd * scale
+        # A told tilt moves what is seen ahead, not what lies where.
+        told_rad = math.radians(rng.uniform(0.0, config.max_tilt_deg))
+        along_m = -across_m - math.tan(told_rad) * config.height_over_width * width_m
+        is_framed = (np.abs(across_m) <= width_m / 2) & (np.abs(along_m) <= length_m / 2)[:, None]
         photo = Image.fromarray(rgb)
         if rng.random() < config.blur_share:
             photo = photo.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.5))))
-        return degrade(np.asarray(photo), rng), is_valid & is_framed
+        is_visible = is_valid & is_framed
+        share = float(is_visible.sum() / max(is_framed.sum(), 1))
+        return degrade(np.asarray(photo), rng), is_visible, share
 
 
 class _Seen(NamedTuple):

@@ -16,6 +16,7 @@ class NadirViewConfig:
         aspects: width over height, one of these.
         height_error: standard deviation of the told height, as a share of the true one.
         tilt_error_deg: standard deviation of the tilt that nobody tells, along both axes.
+        max_tilt_deg: greatest tilt ahead that is told.
         height_over_width: of the camera above the ground, for what a tilt does.
         blur_share: of the photos that are out of focus or moved.
         validation_share: of the ground, held out where a run validates.
@@ -25,6 +26,7 @@ class NadirViewConfig:
     aspects: tuple[float, ...] = (4 / 3, 3 / 2, 16 / 9)
     height_error: float = 0.03
     tilt_error_deg: float = 0.3
+    max_tilt_deg: float = 10.0
     height_over_width: float = 0.75
     blur_share: float = 0.3
     validation_share: float = 0.05

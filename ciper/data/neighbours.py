@@ -57,7 +57,7 @@ class PhotoOrder:
         if size > num_photos:
             raise ConfigError(
                 f"train.batch_size is {size}, but there are {num_photos} photos to train on; "
-                "expected at most as many"
+                "expected at most as many: lower it, or add some"
             )
         num_groups = round(self.neighbour_share * size) // GROUP_SIZE
         num_in_turn = size - num_groups * (GROUP_SIZE - 1)

@@ -191,7 +191,7 @@ def hold_out(protocol: Protocol, share: float, seed: int) -> Holdout:
 
 
 def held_apart(
-    geographic: Float, share: float, seed: int
+    geographic: Float, share: float, seed: int, *, margin_m: float = MARGIN_M
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which of some places to train and which to validate on, as `hold_out` does.
 
@@ -199,13 +199,14 @@ def held_apart(
         geographic: `(N, 2)` latitudes and longitudes.
         share: of the cells that are kept for validation.
         seed: of the choice.
+        margin_m: about kept cells, where there is neither.
 
     Returns:
         `(N,)` to train on, `(N,)` to validate on.
     """
     if share == 0:
         return np.ones(len(geographic), np.bool_), np.zeros(len(geographic), np.bool_)
-    margin = np.full_like(geographic, MARGIN_M / METRES_PER_DEG)
+    margin = np.full_like(geographic, margin_m / METRES_PER_DEG)
     margin[:, 1] /= np.cos(np.deg2rad(geographic[:, 0]))
     steps = [(north, east) for north in (-1, 0, 1) for east in (-1, 0, 1)]
     is_near = np.any([_is_kept(geographic + s * margin, share, seed) for s in steps], axis=0)

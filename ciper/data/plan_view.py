@@ -14,6 +14,9 @@ from ciper.camera import Camera, rays_from_pixels
 from ciper.data.preprocess import check_size, sampling
 from ciper.errors import CameraError
 
+# A photo of 4 m x 4 m at 0.5 m per pixel.
+_MIN_PX = 64
+
 
 def ground_outline_m(camera: Camera) -> NDArray[np.float64]:
     """Where the corners of a photo lie on the ground below: metres right of the foot and ahead.
@@ -55,7 +58,8 @@ def to_plan(
         is_visible: (size_px, size_px) whether the photo shows the middle of that pixel.
 
     Raises:
-        CameraError: the photo is not of the camera's size, or its height is not known.
+        CameraError: the photo is not of the camera's size, its height is not known, or is so small
+            that next to nothing is seen.
     """
     check_size(photo, camera)
     height_m = _known_height_m(camera)
@@ -66,7 +70,14 @@ def to_plan(
     # Straight below, a photo's pixel is so many metres wide; farther out they are wider.
     finer = max(1.0, gsd * camera.focal_px / height_m)
     reduced_px = (max(1, round(camera.height_px / finer)), max(1, round(camera.width_px / finer)))
-    return sampling(camera, rays, reduced_px).apply(photo)
+    plan, is_visible = sampling(camera, rays, reduced_px).apply(photo)
+    if is_visible.sum() < _MIN_PX:
+        raise CameraError(
+            f"from {height_m:g} m a photo of {camera.hfov_deg:.0f} deg shows hardly any of the "
+            f"{size_px * gsd:g} m of ground about its camera; expected its height above the ground "
+            "in metres: correct height_m"
+        )
+    return plan, is_visible
 
 
 def _known_height_m(camera: Camera) -> float:

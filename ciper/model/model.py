@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ciper.camera import Camera, assumed_cameras
+from ciper.camera import Camera, assumed_cameras, assumed_heights
 from ciper.data.plan_view import to_plan
 from ciper.data.preprocess import CanvasSpec, canvas_spec_for, to_canvas
 from ciper.errors import ConfigError
@@ -106,7 +106,7 @@ class Calibration:
 
     def is_fitted_to(self, evidence: Evidence) -> bool:
         """Whether confidences of photos like the one that some evidence is of are meant."""
-        return self.is_fitted and (self.plan is not None or not evidence.is_plan)
+        return self.plan is not None if evidence.is_plan else self.is_fitted
 
     def view(self, evidence: Evidence) -> ViewCalibration:
         """What suits the photo that some evidence is of."""
@@ -246,9 +246,10 @@ class Model(ABC):
         """What whoever reads its answers must know."""
         if self.calibration.is_fitted:
             return ()
+        photos = "" if self.calibration.plan is None else " for photos that do not look down"
         return (
-            f"the model {self.model_name!r} is not calibrated: its radii and probabilities are "
-            "rough, and no confidence is stated; see ciper calibrate",
+            f"the model {self.model_name!r} is not calibrated{photos}: its radii and probabilities "
+            "are rough, and no confidence is stated; see ciper calibrate",
         )
 
     def misfit(self, camera: Camera) -> str | None:
@@ -375,12 +376,15 @@ class CiperModel(Model):
         return self.network.config
 
     def misfit(self, camera: Camera) -> str | None:
-        """As `Model.misfit`: without a plan head it has seen photos of streets alone."""
-        if self.network.plan is not None or not camera.looks_down:
+        """As `Model.misfit`: it knows level photos, and with a plan head those from above."""
+        canvas = self.canvas
+        is_level = canvas.elevation_bottom_deg <= camera.pitch_deg <= canvas.elevation_top_deg
+        if is_level or (self.network.plan is not None and camera.looks_down):
             return None
+        known = "" if self.network.plan is None else " and photos that look straight down"
         return (
-            f"the model {self.model_name!r} was trained on photos taken in streets; of one that "
-            "looks straight down its answer means little"
+            f"the model {self.model_name!r} was trained on level photos{known}; of one with a "
+            f"pitch of {camera.pitch_deg:.0f} deg its answer means little"
         )
 
     def views(
@@ -392,7 +396,7 @@ class CiperModel(Model):
         config = self.network.config
         views = [
             to_plan(pixels, c, size_px=config.chip_px, gsd=config.gsd)
-            for c in assumed_cameras(camera)
+            for c in assumed_heights(camera)
         ]
         return np.stack([plan for plan, _ in views]), np.stack([seen for _, seen in views])
 

@@ -12,6 +12,8 @@ from ciper.training.team import Team
 
 # Cameras of one site are as near to each other as two chips of a gallery.
 _SITE_M = 64.0
+# Cameras lie within 32 m of their site along both axes, the ends of their chips within 128 m.
+_MARGIN_M = 260.0
 
 
 def open_nadir_pairs(config: TrainConfig, team: Team) -> tuple[NadirPairs, NadirPairs | None]:
@@ -28,11 +30,13 @@ def open_nadir_pairs(config: TrainConfig, team: Team) -> tuple[NadirPairs, Nadir
     rasters = [inspect_raster(path) for path in paths]
     sites = Sites.of(rasters, _SITE_M)
     share = config.nadir.validation_share if train.validate_every else 0.0
-    is_training, is_validation = held_apart(sites.geographic, share, train.seed)
+    is_training, is_validation = held_apart(sites.geographic, share, train.seed, margin_m=_MARGIN_M)
     size = config.network.chip_px, config.network.gsd
 
     def pairs_of(some: Sites, drawing: Drawing) -> NadirPairs:
-        return NadirPairs(rasters, some, config.nadir, size, config.data.augment, drawing)
+        # Every thread opens its own: loaders, this one, and those of the validation.
+        max_open = max(16, 256 // (train.num_loaders + 2))
+        return NadirPairs(rasters, some, config.nadir, size, config.data.augment, drawing, max_open)
 
     for chosen, what in ((is_training, "train"), (is_validation, "validate")):
         if not chosen.any() and (what == "train" or train.validate_every):

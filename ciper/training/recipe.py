@@ -170,11 +170,8 @@ class TrainConfig:
     init: str | None = None
 
     def __post_init__(self) -> None:
-        if self.train.trained == "plan" and not self.network.has_plan_head:
-            raise ConfigError(
-                'train.trained is "plan", but the network has no plan head; expected one: set '
-                "network.has_plan_head=true"
-            )
+        if self.train.trained == "plan":
+            _check_plan_head(self)
         if self.data.rasters:
             _check_rasters(self)
             return
@@ -201,6 +198,20 @@ class TrainConfig:
         is_refined = self.network.refiner is not None
         weights = to_dict(self.loss)
         return {k: v for k, v in weights.items() if is_refined or k not in REFINER_LOSSES}
+
+
+def _check_plan_head(config: TrainConfig) -> None:
+    """Refuses to train a plan head alone that is not there, or on photos that it never sees."""
+    if not config.network.has_plan_head:
+        raise ConfigError(
+            'train.trained is "plan", but the network has no plan head; expected one: set '
+            "network.has_plan_head=true"
+        )
+    if not config.data.rasters:
+        raise ConfigError(
+            'train.trained is "plan", which learns from photos from above, but there are no '
+            "rasters to cut them out of; expected some: set data.rasters"
+        )
 
 
 def _check_rasters(config: TrainConfig) -> None:
