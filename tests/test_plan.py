@@ -116,6 +116,26 @@ def test_the_head_starts_as_the_chips(tmp_path_factory: pytest.TempPathFactory) 
         assert torch.equal(net.plan.descriptor.state_dict()[name], value)
 
 
+def test_a_head_that_the_network_does_not_have_is_left_out(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    from model_helpers import write_tiny_weights
+
+    folder = tmp_path_factory.mktemp("weights")
+    path = write_tiny_weights(folder / "headed.safetensors", config=WITH_PLAN)
+    plain = Network(TINY)
+    taken = initialise(plain, str(path))
+    assert not any(name.startswith("plan.") for name in taken.taken) and not taken.made
+    headed = network(seed=9)
+    initialise(headed, str(path))
+    assert torch.equal(headed.maps.to_coarse.weight, plain.maps.to_coarse.weight)
+    torch.manual_seed(0)
+    wanted = Network(WITH_PLAN).plan
+    assert headed.plan is not None and wanted is not None
+    for name, value in wanted.state_dict().items():
+        assert torch.equal(headed.plan.state_dict()[name], value)
+
+
 def test_a_descriptor_is_blind_to_quarter_turns() -> None:
     torch.manual_seed(0)
     descriptor = PlanDescriptor(width=8, descriptor_dim=16, patches=16, patch_m=8.0)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from ciper.checkpoint import find_weights
+from ciper.data.nadir import NadirConfig, cut_nadir_photos
 from ciper.evaluate import evaluate
+from ciper.geo import LocalFrame
 from ciper.index import build_index
 from ciper.localize import Localizer
 from ciper.model.load import Model, load_model
@@ -66,3 +68,22 @@ def test_real_photos_of_elsewhere_get_no_confident_answer(
     assert len(photos) == 16
     confidences = np.array([localizer.localize(photo).confidence for photo in photos])
     assert (confidences > 0.5).sum() <= 1
+
+
+def test_photos_from_above_are_found_at_another_date(
+    ground: Model, real_data: Path, tmp_path: Path
+) -> None:
+    later = sorted((real_data / "naip").glob("chico_2020_1*.tif"))
+    build_index(later, tmp_path / "gallery", ground)
+    localizer = Localizer(tmp_path / "gallery", ground)
+    earlier = sorted((real_data / "naip").glob("chico_2018_1*.tif"))
+    (tmp_path / "photos").mkdir()
+    photos = cut_nadir_photos(earlier, tmp_path / "photos", NadirConfig(num_photos=11, seed=5))
+    errors = []
+    for pose in photos:
+        found = localizer.localize(pose.photo)
+        frame = LocalFrame(lat=pose.lat, lon=pose.lon)
+        errors.append(float(np.hypot(*frame.to_local(lat=found.pose.lat, lon=found.pose.lon))))
+        assert found.is_calibrated
+    assert np.median(errors) < 1.5
+    assert np.mean(np.array(errors) < 5.0) >= 0.8

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from ciper.checkpoint import find_weights, is_checkpoint, load_checkpoint, weights_of
 from ciper.errors import CheckpointError, ConfigError
@@ -27,7 +27,8 @@ __all__ = ["Initialisation", "init_from_timm", "initialise"]
 def initialise(network: nn.Module, init: str, *, seed: int = 0) -> Initialisation:
     """Sets a new network's weights.
 
-    A plan head that the file does not have starts from the chips' maps and place descriptors.
+    A plan head that the file does not have starts from the chips' maps and place descriptors; one
+    that the network does not have is left out.
 
     Args:
         network: ours or the paper's.
@@ -79,23 +80,24 @@ def _find(init: str) -> Path:
 
 
 def _init_from_checkpoint(network: nn.Module, path: Path) -> Initialisation:
-    weights = weights_of(load_checkpoint(path)[0])
-    plan = network.plan if isinstance(network, Network) else None
-    has_plan = any(name.startswith("plan.") for name in weights)
+    weights = dict(weights_of(load_checkpoint(path)[0]))
+    made: dict[str, Tensor] = {}
+    if isinstance(network, Network):
+        in_file = {name for name in weights if name.startswith("plan.")}
+        if network.plan is None:
+            weights = {name: value for name, value in weights.items() if name not in in_file}
+        elif not in_file:
+            made = {f"plan.{name}": value for name, value in network.plan.state_dict().items()}
     try:
-        if plan is not None and not has_plan:
-            assert isinstance(network, Network)
-            own = {f"plan.{name}": value for name, value in plan.state_dict().items()}
-            network.load_state_dict({**weights, **own})
-            plan.start_from(network.maps, network.place_descriptors)
-            return Initialisation(str(path), taken=tuple(weights), made=tuple(own))
-        network.load_state_dict(weights)
+        network.load_state_dict({**weights, **made})
     except RuntimeError as error:
         raise ConfigError(
             f"{path} holds weights of another network ({str(error).splitlines()[-1].strip()}); "
             "expected the configured one: change [network] or name another checkpoint"
         ) from error
-    return Initialisation(str(path), taken=tuple(weights))
+    if made and isinstance(network, Network) and network.plan is not None:
+        network.plan.start_from(network.maps, network.place_descriptors)
+    return Initialisation(str(path), taken=tuple(weights), made=tuple(made))
 
 
 def _init_stems(network: nn.Module) -> Initialisation:
