@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import ciper
+from ciper.camera import Camera
 from ciper.cli import app
 from ciper.cli.options import numbers, one_form, picture_paths
 from ciper.cli.screen import Progress
@@ -189,7 +190,8 @@ def fake_localize(monkeypatch: pytest.MonkeyPatch) -> None:
             if "stop" in photo.name:
                 raise KeyboardInterrupt
             metadata = SimpleNamespace(problems=("EXIF direction 'x' is no\nnumber",))
-            return SimpleNamespace(photo=photo, metadata=metadata, camera=None)
+            camera = Camera("pinhole", 3, 4, hfov_deg=75.0, is_assumed=True)
+            return SimpleNamespace(photo=photo, metadata=metadata, camera=camera)
 
     def answer_of(found: SimpleNamespace, *_: object, **__: object) -> dict[str, object]:
         return {"photo": str(found.photo), "lat": 1.5, "lon": -2.0, "camera": "assumed"}
