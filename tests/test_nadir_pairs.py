@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from model_helpers import TINY
+from model_helpers import TINY, write_tiny_weights
 from numpy.typing import NDArray
 from rasterio.transform import Affine
 
@@ -21,6 +21,7 @@ from ciper.errors import ConfigError, RasterError
 from ciper.gallery.inspect import inspect_raster
 from ciper.gallery.raster import RasterInfo
 from ciper.model.criterion import CriterionConfig
+from ciper.model.network import Network
 from ciper.train import train
 from ciper.training.nadir import open_nadir_pairs
 from ciper.training.recipe import OptimConfig, TrainConfig
@@ -245,6 +246,19 @@ def test_the_plan_head_learns_alone(dates: str, tmp_path: Path) -> None:
     assert one == pytest.approx(other, rel=1e-6, abs=1e-6)
 
 
+def test_a_new_head_forgets_what_the_file_holds(dates: str, tmp_path: Path) -> None:
+    headed = replace(TINY, has_plan_head=True)
+    start = write_tiny_weights(tmp_path / "start.safetensors", config=headed)
+    config = replace(config_of(dates), init=str(start))
+    taken = Run(config, tmp_path / "taken", "cpu").network
+    new = Run(replace(config, plan_head="new"), tmp_path / "new", "cpu").network
+    assert isinstance(taken, Network) and isinstance(new, Network)
+    assert taken.plan is not None and new.plan is not None
+    assert torch.equal(taken.maps.to_fine.weight, new.maps.to_fine.weight)
+    assert torch.equal(new.plan.lift.maps.to_fine.weight, new.maps.to_fine.weight)
+    assert not torch.equal(taken.plan.lift.maps.to_fine.weight, taken.maps.to_fine.weight)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -254,6 +268,7 @@ def test_the_plan_head_learns_alone(dates: str, tmp_path: Path) -> None:
             ["data.rasters=a.tif", "network.has_plan_head=true", "real.spec=vigor:x"],
             "are both set",
         ),
+        (["plan_head=new"], "expected one: set network.has_plan_head=true"),
         (["train.trained=plan", "network.has_plan_head=true"], r"set data\.rasters"),
         (["nadir.width_m=[90.0, 60.0]"], "expected two rising metres"),
     ],

@@ -152,7 +152,8 @@ class TrainConfig:
     `model` chooses the network: ours (`network`, `criterion`, `loss`) or the paper's (`paper`,
     `set_criterion`, `set_loss`). `real` is a data set to train on; without one the cities of `data`
     are, which `cache` keeps, or its rasters, with photos as in `nadir`. `init` is where the weights
-    start from: "random" (or none), "stem" or a file, see `model.pretrained.initialise`.
+    start from: "random" (or none), "stem" or a file, see `model.pretrained.initialise`. A
+    `plan_head` that is "new" starts from the chips' maps, whatever head the file holds.
     """
 
     model: Literal["ciper", "paper"] = "ciper"
@@ -168,8 +169,14 @@ class TrainConfig:
     train: OptimConfig = field(default_factory=OptimConfig)
     cache: str = "cache/synthetic"
     init: str | None = None
+    plan_head: Literal["taken", "new"] = "taken"
 
     def __post_init__(self) -> None:
+        if self.plan_head == "new" and not self.network.has_plan_head:
+            raise ConfigError(
+                'plan_head is "new", but the network has none; expected one: set '
+                "network.has_plan_head=true"
+            )
         if self.train.trained == "plan":
             _check_plan_head(self)
         if self.data.rasters:

@@ -19,6 +19,7 @@ from ciper.data.batches import Pairs
 from ciper.data.neighbours import Int
 from ciper.data.sample import Batch
 from ciper.errors import ConfigError, TrainingError
+from ciper.model.network import Network
 from ciper.training.average import WeightAverage
 from ciper.training.gradients import Backward
 from ciper.training.mining import mine
@@ -211,6 +212,9 @@ class Run:
         from ciper.model.pretrained import initialise
 
         initialise(self.network, init, seed=self.config.train.seed)
+        if self.config.plan_head == "new" and isinstance(self.network, Network):
+            assert self.network.plan is not None, "the recipe refuses what is not there"
+            self.network.plan.start_from(self.network.maps, self.network.place_descriptors)
 
     def _check_finite(self, losses: dict[str, Tensor]) -> None:
         for name, loss in losses.items():
