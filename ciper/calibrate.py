@@ -9,7 +9,6 @@ hypotheses come first, see `ciper.model.set_fit`.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,17 +27,17 @@ from ciper.data.nadir import NadirConfig, kept_photos
 from ciper.data.poses import PhotoPose, read_poses
 from ciper.errors import ConfigError, OutputError
 from ciper.files import check_cache
-from ciper.gallery.inspect import expand_rasters
 from ciper.geo import LocalFrame, wrap_signed_deg
-from ciper.index import build_index
+from ciper.index import build_index, kept_gallery
 from ciper.localize import (
     CONFIDENT_WITHIN_M,
     Localizer,
     posterior_of,
 )
 from ciper.metrics import coverage
+from ciper.model.calibration import PosteriorShape, ViewCalibration
 from ciper.model.load import Calibration, Model, PaperModel, export_weights, load_model
-from ciper.model.model import PhotoCode, PosteriorShape, ViewCalibration
+from ciper.model.model import PhotoCode
 from ciper.model.paper import PaperGround
 from ciper.model.set_fit import Seen, fit_scale, fit_spread
 from ciper.simulate import SimulateConfig, parse_camera, simulate
@@ -281,10 +280,7 @@ def prepare_imagery(
         )
         return read_poses(kept_photos(rasters, cache, settings, progress=progress))
 
-    rasters = expand_rasters(imagery.imagery)
-    digest = hashlib.sha256(repr((model.model_hash, rasters)).encode()).hexdigest()[:12]
-    gallery = cache / f"gallery-{digest}"
-    build_index(rasters, gallery, model)
+    gallery = kept_gallery(imagery.imagery, cache, model)
     return City(
         localizer=Localizer(gallery, model),
         own=taken(imagery.photos, config.seeds[0]),

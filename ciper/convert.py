@@ -18,7 +18,7 @@ from torch import Tensor
 from ciper.checkpoint import read_safetensors, save_checkpoint
 from ciper.config import to_dict
 from ciper.errors import CheckpointError, ConfigError, OutputError
-from ciper.model.model import Calibration
+from ciper.model.calibration import Calibration
 from ciper.model.paper import PaperConfig, PaperNetwork
 from ciper.model.released import Dataset, Origin, read_released
 

@@ -299,23 +299,20 @@ def _ask_everywhere(localizer: Localizer, query: Query) -> None:
     assert query.encoded is not None
     found = localizer.answer(query.encoded)
     query.whole = _answer_of(query.pose, found)
-    mass = found.posterior.place_prob.sum((1, 2))
-    evidence = found.chip_evidence
-    query.matched_rank, query.matched_hit_rank = _ranks(localizer, query, found.chips, evidence)
-    query.posterior_rank, query.posterior_hit_rank = _ranks(localizer, query, found.chips, mass)
-
-
-def _ranks(
-    localizer: Localizer, query: Query, chips: Ints, score: NDArray[np.floating[Any]]
-) -> tuple[int, int]:
-    """Of the true chip by a score of those that were matched, and without semi-positives."""
-    scores = np.full((1, len(localizer.gallery)), -np.inf)
-    scores[0, chips] = score
     true, others = [query.true_chip], [_semi_positives(localizer, query)]
-    return (
-        int(metrics.ranks_from_similarity(scores, true)[0]),
-        int(metrics.ranks_from_similarity(scores, true, excluded=others)[0]),
-    )
+
+    def ranks(score: NDArray[np.floating[Any]]) -> tuple[int, int]:
+        """Of the true chip by a score of those that were matched, and without semi-positives."""
+        scores = np.full((1, len(localizer.gallery)), -np.inf)
+        scores[0, found.chips] = score
+        return (
+            int(metrics.ranks_from_similarity(scores, true)[0]),
+            int(metrics.ranks_from_similarity(scores, true, excluded=others)[0]),
+        )
+
+    query.matched_rank, query.matched_hit_rank = ranks(found.chip_evidence)
+    mass = found.posterior.place_prob.sum((1, 2))
+    query.posterior_rank, query.posterior_hit_rank = ranks(mass)
 
 
 def _ask_near(

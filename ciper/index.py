@@ -171,6 +171,25 @@ def build_index(
     return _report(out, manifest, start, num_encoded=job.num_encoded, num_resumed=job.num_resumed)
 
 
+def kept_gallery(
+    rasters: Sequence[str | Path],
+    cache: Path,
+    encoder: AerialEncoder,
+    progress: Progress = _silent,
+) -> Path:
+    """The gallery of rasters in a folder of the cache, made unless it is there.
+
+    Other rasters or another model have a folder of their own.
+
+    Raises:
+        As `build_index`.
+    """
+    paths = expand_rasters(rasters)
+    digest = _hash(encoder.model_hash, [str(path) for path in paths])[:12]
+    build_index(paths, cache / f"gallery-{digest}", encoder, progress=progress)
+    return cache / f"gallery-{digest}"
+
+
 def _header(encoder: AerialEncoder, options: IndexOptions) -> GalleryHeader:
     wanted_m = encoder.chip_px * encoder.gsd
     chip_m = wanted_m if options.chip_m is None else snapped(options.chip_m, wanted_m)

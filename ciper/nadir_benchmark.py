@@ -7,7 +7,6 @@ and the same threads; what depends on the gallery alone is made ready before the
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,10 +28,9 @@ from ciper.files import check_cache, finished_folder
 from ciper.gallery.inspect import expand_rasters
 from ciper.gallery.store import Gallery
 from ciper.geo import LocalFrame, wrap_signed_deg
-from ciper.index import build_index
+from ciper.index import kept_gallery
 from ciper.metrics import NO_REFERENCE, finite_or_none, ranks_from_similarity
 from ciper.model.load import load_model
-from ciper.model.model import Model
 from ciper.report import check_replaceable, write_metrics
 
 Float = NDArray[np.float64]
@@ -119,7 +117,9 @@ def benchmark_nadir(
     model = load_model(options.model, options.device)
     methods = _methods(options)
     poses = _photographed(options, progress)
-    gallery = _indexed(model, options, progress)
+    gallery = kept_gallery(
+        options.imagery, options.cache, model, lambda done, total: progress("chips", done, total)
+    )
     with finished_folder(out) as folder:
         ours = evaluate(
             str(poses), folder / "model", gallery=gallery, model=model,
@@ -158,15 +158,6 @@ def _photographed(options: NadirBenchmarkOptions, progress: Progress) -> Path:
         num_photos=options.num_photos, seed=options.seed, height_error=options.height_error
     )
     return kept_photos(options.photos, options.cache, config, progress=progress)
-
-
-def _indexed(model: Model, options: NadirBenchmarkOptions, progress: Progress) -> Path:
-    paths = expand_rasters(options.imagery)
-    # A gallery looks after rasters that have changed by itself.
-    digest = hashlib.sha256(repr((model.model_hash, paths)).encode()).hexdigest()[:12]
-    folder = options.cache / f"gallery-{digest}"
-    build_index(paths, folder, model, progress=lambda done, total: progress("chips", done, total))
-    return folder
 
 
 def _chips(gallery: Gallery) -> tuple[NDArray[np.uint8], NDArray[np.bool_], float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,31 +109,54 @@ def choose_cases(error_m: Sequence[float]) -> dict[str, list[int]]:
     return {"worst": worst.tolist(), "typical": typical.tolist()}
 
 
-def _draw_cases(folder: Path, evaluation: Evaluation, progress: Progress) -> dict[str, list[str]]:
-    """Pictures of the cases; their names by kind, each with a line about the case."""
-    queries = [query for query in evaluation.queries if query.encoded is not None]
+def drawn_cases(
+    folder: Path,
+    names: Sequence[str],
+    error_m: Sequence[float],
+    draw: Callable[[int, Path, str], str],
+    progress: Progress,
+) -> dict[str, list[str]]:
+    """Pictures of the cases of some queries; their names by kind, each with a line about the case.
+
+    Args:
+        folder: of the report; the pictures lie in its new folder "cases".
+        names: of the queries.
+        error_m: of their answers.
+        draw: called with a query's index, the file to write and a caption; returns what else the
+            line says of it.
+        progress: called with (what, done, total).
+    """
     (folder / "cases").mkdir()
-    if not queries:
+    if not names:
         return {}
-    error_m = errors_of(queries, "whole").position_m
-    chosen = choose_cases(error_m.tolist())
+    chosen = choose_cases(error_m)
     lines: dict[str, list[str]] = {kind: [] for kind in chosen}
     num_done, num_total = 0, sum(map(len, chosen.values()))
     for kind, indexes in chosen.items():
         for number, index in enumerate(indexes, start=1):
-            query = queries[index]
-            assert query.encoded is not None
             name = f"cases/{kind}-{number}.png"
-            found = evaluation.localizer.answer(query.encoded)
-            photo, _, _ = query.pose.read()
-            answer_picture(found, evaluation.localizer, photo, folder / name, truth=query.pose)
-            caption = f"{query.pose.photo.name}: {error_m[index]:.1f} m off"
-            lines[kind].append(
-                f"**{caption}**, confidence {found.stated_confidence}\n\n![{caption}]({name})"
-            )
+            caption = f"{names[index]}: {error_m[index]:.1f} m off"
+            remark = draw(index, folder / name, caption)
+            lines[kind].append(f"**{caption}**{remark}\n\n![{caption}]({name})")
             num_done += 1
             progress("pictures", num_done, num_total)
     return lines
+
+
+def _draw_cases(folder: Path, evaluation: Evaluation, progress: Progress) -> dict[str, list[str]]:
+    queries = [query for query in evaluation.queries if query.encoded is not None]
+
+    def draw(index: int, path: Path, _caption: str) -> str:
+        query = queries[index]
+        assert query.encoded is not None
+        found = evaluation.localizer.answer(query.encoded)
+        photo, _, _ = query.pose.read()
+        answer_picture(found, evaluation.localizer, photo, path, truth=query.pose)
+        return f", confidence {found.stated_confidence}"
+
+    names = [query.pose.photo.name for query in queries]
+    error_m = errors_of(queries, "whole").position_m.tolist() if queries else []
+    return drawn_cases(folder, names, error_m, draw, progress)
 
 
 # --------------------------------------------------------------------------------------------- text

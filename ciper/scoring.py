@@ -17,7 +17,7 @@ from ciper.data.poses import PhotoPose
 from ciper.errors import ConfigError
 from ciper.localize import EncodedPhoto
 from ciper.metrics import PoseErrors
-from ciper.model.model import NUM_FEATURES
+from ciper.model.calibration import NUM_FEATURES
 from ciper.posterior import Places
 
 Floats = NDArray[np.float64]

@@ -21,11 +21,11 @@ from ciper.camera import Camera, CameraOverrides
 from ciper.data.protocol import AerialImage, Cut, Protocol, Sample, Told
 from ciper.gallery.shards import AerialCodes
 from ciper.geo import forward
+from ciper.model.calibration import Calibration
 from ciper.model.hypotheses import PoseSet, Spread, evidence_of
 from ciper.model.matcher import Evidence
 from ciper.model.model import (
     Bool,
-    Calibration,
     ChipFeatures,
     InputConfig,
     Model,

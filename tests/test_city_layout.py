@@ -9,6 +9,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import shapely
+from city_helpers import assert_same
 from numpy.typing import NDArray
 
 from ciper.city.layout import City, RoofKind, Surface, at_other_date, changes, make_city
@@ -39,21 +40,9 @@ def _outlines(city: City) -> NDArray[np.object_]:
     return np.array([shapely.Polygon(f) for f in city.buildings.footprints])
 
 
-def _assert_same(a: City, b: City) -> None:
-    for part in ("buildings", "trees", "cars"):
-        one, two = getattr(a, part), getattr(b, part)
-        for item in fields(one):
-            left, right = getattr(one, item.name), getattr(two, item.name)
-            assert len(left) == len(right)
-            assert all(np.array_equal(p, q) for p, q in zip(left, right, strict=True))
-    assert np.array_equal(a.surface, b.surface)
-    assert np.array_equal(a.camera_sites, b.camera_sites)
-    assert np.array_equal(a.car_slots, b.car_slots)
-
-
 def test_the_same_seed_gives_the_same_city(cities: list[City], later: list[City]) -> None:
-    _assert_same(make_city(SEEDS[0], SIZE_M), cities[0])
-    _assert_same(at_other_date(cities[0], 11), later[0])
+    assert_same(make_city(SEEDS[0], SIZE_M), cities[0])
+    assert_same(at_other_date(cities[0], 11), later[0])
 
 
 def test_other_seeds_give_other_cities(cities: list[City]) -> None:

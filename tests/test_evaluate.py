@@ -26,7 +26,7 @@ from ciper.evaluate import evaluate
 from ciper.geo import LocalFrame
 from ciper.localize import Localizer
 from ciper.metrics import NO_REFERENCE, PoseErrors
-from ciper.model.model import NUM_FEATURES
+from ciper.model.calibration import NUM_FEATURES
 from ciper.report import check_replaceable, choose_cases
 from ciper.scoring import (
     EvaluateOptions,

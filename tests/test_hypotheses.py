@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ciper.geo import LocalFrame, heading_error_deg
 from ciper.localize import posterior_of
+from ciper.model.calibration import PosteriorShape
 from ciper.model.hypotheses import (
     TINY,
     PoseSet,
@@ -22,7 +23,6 @@ from ciper.model.hypotheses import (
 )
 from ciper.model.load import Calibration
 from ciper.model.matcher import Evidence, MatchConfig
-from ciper.model.model import PosteriorShape
 from ciper.posterior import Places, Posterior
 from ciper.prior import Heading, Prior
 

@@ -22,9 +22,9 @@ from ciper.localize import (
     logistic,
     posterior_of,
 )
+from ciper.model.calibration import PosteriorShape
 from ciper.model.load import Calibration, load_model
 from ciper.model.matcher import Evidence
-from ciper.model.model import PosteriorShape
 from ciper.prior import Heading, Near, Prior
 
 

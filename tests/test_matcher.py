@@ -13,6 +13,7 @@ from posterior_helpers import row_of_chips
 
 from ciper.geo import heading_error_deg
 from ciper.localize import posterior_of
+from ciper.model.calibration import PosteriorShape
 from ciper.model.decoder import (
     COARSE,
     FINE,
@@ -23,7 +24,6 @@ from ciper.model.decoder import (
 )
 from ciper.model.load import Calibration
 from ciper.model.matcher import MatchConfig, best_poses, match
-from ciper.model.model import PosteriorShape
 from ciper.model.network import GroundCode
 
 Floats = NDArray[np.float64]

@@ -9,9 +9,9 @@ from model_helpers import TINY
 
 from ciper.checkpoint import load_checkpoint, save_checkpoint
 from ciper.errors import CheckpointError, ConfigError
+from ciper.model.calibration import PosteriorShape
 from ciper.model.encoder import Stem, fold_pixels, metre_encoding, ray_encoding
 from ciper.model.load import Calibration, export_weights, load_model, places_with_imagery
-from ciper.model.model import PosteriorShape
 from ciper.model.network import Network, NetworkConfig, normalise
 
 

@@ -18,9 +18,9 @@ from ciper.checkpoint import load_checkpoint, save_checkpoint
 from ciper.cli import app
 from ciper.errors import ConfigError, OutputError
 from ciper.index import build_index
+from ciper.model.calibration import Calibration, PosteriorShape, ViewCalibration
 from ciper.model.load import load_model
 from ciper.model.matcher import Evidence
-from ciper.model.model import Calibration, PosteriorShape, ViewCalibration
 from ciper.nadir_benchmark import NadirBenchmarkOptions, benchmark_nadir
 
 WITH_PLAN = replace(TINY, has_plan_head=True)

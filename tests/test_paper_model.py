@@ -30,8 +30,9 @@ from ciper.errors import ConfigError
 from ciper.geo import heading_error_deg
 from ciper.index import build_index
 from ciper.localize import Localizer, posterior_of
+from ciper.model.calibration import PosteriorShape
 from ciper.model.load import Calibration, PaperModel, load_model
-from ciper.model.model import ChipFeatures, PosteriorShape
+from ciper.model.model import ChipFeatures
 from ciper.model.paper import PaperGround, PaperNetwork, resize
 from ciper.model.paper_model import north_in_the_middle
 from ciper.model.released import Origin

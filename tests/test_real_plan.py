@@ -7,7 +7,6 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import rasterio
 import shapely
+from city_helpers import assert_same
 from numpy.typing import NDArray
 from pyproj import CRS, Geod, Transformer
 from scipy.ndimage import gaussian_gradient_magnitude, map_coordinates
@@ -101,17 +101,6 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> StreetMap:
     ]
     path = tmp_path_factory.mktemp("maps") / "town.geojson"
     return read_map(write_map(path, [*rows, *rest]))
-
-
-def assert_same(a: City, b: City) -> None:
-    for part in ("buildings", "trees", "cars"):
-        one, two = getattr(a, part), getattr(b, part)
-        for item in fields(one):
-            left, right = getattr(one, item.name), getattr(two, item.name)
-            assert len(left) == len(right)
-            assert all(np.array_equal(p, q) for p, q in zip(left, right, strict=True))
-    assert np.array_equal(a.surface, b.surface)
-    assert np.array_equal(a.camera_sites, b.camera_sites)
 
 
 def outlines_of(city: City) -> NDArray[np.object_]:

@@ -19,9 +19,9 @@ from model_helpers import TINY, TINY_PAPER, TINY_REFINED
 from ciper.checkpoint import load_checkpoint, weights_of
 from ciper.data.synthetic import SyntheticConfig, find_city, render_city
 from ciper.errors import ConfigError, OutputError
+from ciper.model.calibration import PosteriorShape
 from ciper.model.criterion import CriterionConfig
 from ciper.model.load import Calibration, export_weights, load_model
-from ciper.model.model import PosteriorShape
 from ciper.model.network import NetworkConfig
 from ciper.train import OptimConfig, Run, TrainConfig, open_data, train, training_steps
 from ciper.training.recipe import learning_rate, narrow_shares

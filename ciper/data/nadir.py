@@ -115,6 +115,15 @@ def cut_nadir_photos(
         ConfigError: the camera makes no sense.
     """
     infos = [inspect_raster(path) for path in expand_rasters(rasters)]
+    return _cut(infos, folder, config, progress)
+
+
+def _cut(
+    infos: Sequence[RasterInfo],
+    folder: Path,
+    config: NadirConfig,
+    progress: Callable[[str, int, int], None] | None,
+) -> tuple[PhotoPose, ...]:
     poses = []
     with Mosaic(infos) as mosaic:
         for i in range(config.num_photos):
@@ -155,7 +164,7 @@ def kept_photos(
     if not folder.exists():
         with finished_folder(folder) as unfinished:
             (unfinished / "photos").mkdir()
-            taken = cut_nadir_photos(rasters, unfinished / "photos", config, progress=progress)
+            taken = _cut(infos, unfinished / "photos", config, progress)
             write_poses(unfinished / "poses.csv", taken)
     return folder / "poses.csv"
 

@@ -255,11 +255,10 @@ class NadirPairs(RandomPairs):
 
     def _with_more(self, first: int, rest: Sequence[int]) -> tuple[int, ...]:
         """A raster and those that go on where it ends: mosaics have seams between dates, too."""
-        west, south, east, north = self.sites.bounds[first] + _SAME_DEG * np.array([-1, -1, 1, 1])
-        inside = shapely.box(west, south, east, north)
-        boxes = shapely.box(*self.sites.bounds[list(rest)].T) if rest else []
-        more = (r for r, box in zip(rest, boxes, strict=True) if not inside.contains(box))
-        return (first, *more)
+        # How far each side lies beyond that of the first, outwards.
+        beyond = (self.sites.bounds[list(rest)] - self.sites.bounds[first]) * (-1, -1, 1, 1)
+        goes_on = (beyond > _SAME_DEG).any(axis=1)
+        return (first, *(r for r, goes in zip(rest, goes_on, strict=True) if goes))
 
     def _cut(
         self, ground: _Ground, rasters: tuple[int, ...], scale: float = 1.0

@@ -16,7 +16,8 @@ from ciper.checkpoint import find_weights, load_checkpoint, save_checkpoint, wei
 from ciper.config import from_dict, to_dict
 from ciper.device import pick_device
 from ciper.errors import CheckpointError, ConfigError
-from ciper.model.model import Calibration, CiperModel, Model, places_with_imagery
+from ciper.model.calibration import Calibration
+from ciper.model.model import CiperModel, Model, places_with_imagery
 from ciper.model.network import Network, NetworkConfig
 from ciper.model.paper import PaperConfig, PaperNetwork
 from ciper.model.paper_model import PaperModel

@@ -28,7 +28,7 @@ from ciper.report import (
     TEXT,
     block_table,
     calibration_table,
-    choose_cases,
+    drawn_cases,
     image,
     markdown,
     number,
@@ -67,24 +67,15 @@ def write_published_report(
 def _draw_cases(
     folder: Path, queries: Sequence[SampleQuery], progress: Progress
 ) -> dict[str, list[str]]:
-    """Pictures of the cases; their names by kind, each with a line about the case."""
     readable = [query for query in queries if not query.problem]
-    (folder / "cases").mkdir()
-    if not readable:
-        return {}
-    error_m = errors_of(readable, "in_chip").position_m
-    chosen = choose_cases(error_m.tolist())
-    lines: dict[str, list[str]] = {kind: [] for kind in chosen}
-    num_done, num_total = 0, sum(map(len, chosen.values()))
-    for kind, indexes in chosen.items():
-        for place, index in enumerate(indexes, start=1):
-            name = f"cases/{kind}-{place}.png"
-            caption = f"{readable[index].sample.name}: {error_m[index]:.1f} m off"
-            draw_case(readable[index], folder / name, title=caption)
-            lines[kind].append(f"**{caption}**\n\n![{caption}]({name})")
-            num_done += 1
-            progress("pictures", num_done, num_total)
-    return lines
+
+    def draw(index: int, path: Path, caption: str) -> str:
+        draw_case(readable[index], path, title=caption)
+        return ""
+
+    names = [query.sample.name for query in readable]
+    error_m = errors_of(readable, "in_chip").position_m.tolist() if readable else []
+    return drawn_cases(folder, names, error_m, draw, progress)
 
 
 def draw_case(query: SampleQuery, path: Path, *, title: str) -> None:

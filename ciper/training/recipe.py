@@ -232,11 +232,7 @@ def _check_rasters(config: TrainConfig) -> None:
             "data.rasters make photos that look straight down, which the network does not take; "
             'expected model="ciper" with network.has_plan_head=true'
         )
-    if config.train.validate_every and not config.nadir.validation_share:
-        raise ConfigError(
-            f"train.validate_every is {config.train.validate_every}, but nothing is held out to "
-            "validate on; expected a share: set nadir.validation_share"
-        )
+    _check_held_out(config.train, config.nadir.validation_share, "nadir.validation_share")
 
 
 def _check_real(config: TrainConfig) -> None:
@@ -246,10 +242,15 @@ def _check_real(config: TrainConfig) -> None:
             'real.pairs is "published", but our network takes canvases and chips of its own '
             'metres; expected real.pairs="random", or model="paper"'
         )
-    if config.train.validate_every and not config.real.validation_share:
+    _check_held_out(config.train, config.real.validation_share, "real.validation_share")
+
+
+def _check_held_out(train: OptimConfig, share: float, setting: str) -> None:
+    """Refuses to validate on nothing."""
+    if train.validate_every and not share:
         raise ConfigError(
-            f"train.validate_every is {config.train.validate_every}, but nothing is held out to "
-            "validate on; expected a share: set real.validation_share"
+            f"train.validate_every is {train.validate_every}, but nothing is held out to "
+            f"validate on; expected a share: set {setting}"
         )
 
 
