@@ -29,7 +29,8 @@ from ciper.model.criterion import (
     wrong_chips,
     wrong_mode_windows,
 )
-from ciper.model.decoder import Windows
+from ciper.model.decoder import COARSE, FINE, Windows
+from ciper.model.known import KnownPose
 from ciper.model.network import Network, NetworkConfig
 from ciper.model.refine import Candidates, Refined
 from ciper.train import OptimConfig, Run, TrainConfig
@@ -254,8 +255,53 @@ def test_without_negative_chips_a_photo_is_held_against_its_own_alone() -> None:
     ("name", "value"), [("num_negative_chips", -1), ("num_wrong_hypotheses", 0)]
 )
 def test_numbers_of_wrong_chips_that_make_no_sense_are_refused(name: str, value: int) -> None:
+    config: Any = {name: value}
     with pytest.raises(ConfigError, match=f"criterion.{name} is {value}"):
-        CriterionConfig(**{name: value})
+        CriterionConfig(**config)
+
+
+def test_what_is_known_by_hand() -> None:
+    known = KnownPose(heading_sigma_deg=10.0, reach_m=20.0)
+    prior = known.on_coarse_cells()
+    assert prior.shape == (32, 16, 16)
+    # Rows and columns at -30, -26, ... 30 m: 22 m may hold a camera at 20 m, 26 m may not.
+    is_near = prior[0] == 0
+    assert np.array_equal(np.flatnonzero(is_near.any(0)), np.arange(2, 14))
+    assert np.array_equal(np.flatnonzero(is_near.any(1)), np.arange(2, 14))
+    assert prior[0][~is_near].max() < -1000
+    # One step of 11.25 deg either way, on a Gaussian widened by that step's own variance.
+    step = -0.5 * 11.25**2 / (10.0**2 + 11.25**2 / 12)
+    assert prior[1, 8, 8] == prior[31, 8, 8] == pytest.approx(step)
+    assert known.log_heading(np.array([359.0, 1.0]), FINE)[0] == pytest.approx(
+        float(known.log_heading(np.array([1.0]), FINE)[0])
+    )
+    assert known.log_offset(np.array([-21.0, 21.1]), FINE).tolist() == [0.0, -1e4]
+    assert known.log_offset(np.array([22.0, -22.1]), COARSE).tolist() == [0.0, -1e4]
+
+
+@pytest.mark.parametrize(("sigma", "reach"), [(0.0, 1.0), (1.0, -2.0), (float("nan"), 1.0)])
+def test_what_cannot_be_known_is_refused(sigma: float, reach: float) -> None:
+    with pytest.raises(ConfigError, match=r"known\.\w+ is"):
+        KnownPose(sigma, reach)
+
+
+def test_poses_that_are_ruled_out_teach_nothing() -> None:
+    torch.manual_seed(0)
+    network, batch = Network(TINY), make_batch(4)
+    batch.pose[:, :2] = batch.pose[:, :2].clamp(-19.0, 19.0)
+    batch.pose[:, 2] = 0.0
+    known = KnownPose(heading_sigma_deg=0.5, reach_m=20.0)
+    with torch.no_grad():
+        plain, told, city, told_city = (
+            float(score(network, batch, num_negative_chips=number, known=prior)[0]["coarse"])
+            for number in (0, 3)
+            for prior in (None, known)
+        )
+    # A new network finds all poses equally likely: 8,192 of them, or 144 and some neighbours.
+    assert plain == pytest.approx(np.log(32 * 256), abs=0.5)
+    assert told == pytest.approx(np.log(144), abs=0.5)
+    # Wrong chips have the same headings ruled out, so that they cannot outweigh the right one.
+    assert told < told_city < city
 
 
 def test_statistics_by_hand() -> None:

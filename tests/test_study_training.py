@@ -61,6 +61,8 @@ def test_tasks_and_tokens_choose_losses_and_tokens() -> None:
     two = recipe(CELL, study).paper
     assert (swapped(two).descriptor_from, swapped(two).pose_from) == ("pose_token", "class_token")
     assert swapped(swapped(two)) == two
+    assert recipe(OURS, study).criterion.known is None
+    assert recipe(TrainingCell(Variant("ours", "aligned"), 8, 1e-3), study).criterion.known
     authors = recipe(TrainingCell(Variant("authors"), 8, 1e-3), study)
     assert authors.set_criterion.pose_loss == "l1"
     assert authors.paper.decoder.queries == "identical"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ciper.data.sample import Batch
 from ciper.errors import ConfigError
 from ciper.model.decoder import COARSE, FINE, WINDOW_CELLS, WINDOW_HEADINGS, Windows
+from ciper.model.known import KnownPose
 from ciper.model.network import AerialCode, GroundCode, Network
 from ciper.model.refine import ranking_loss, refined_pose_loss, window_candidates
 
@@ -27,7 +28,8 @@ class CriterionConfig:
     learns the odds that it will meet in a city. With 0 of them the poses of a photo's own chip are
     all there is. A wrong mode is one that is not within `near_m` and `near_deg` of the truth. The
     refiner ranks the true hypothesis against the best wrong mode of its own chip and of
-    `num_wrong_hypotheses` wrong chips.
+    `num_wrong_hypotheses` wrong chips. What is `known` of every pose weighs the coarse cells: poses
+    that it rules out teach nothing.
     """
 
     num_negative_chips: int = 16
@@ -35,6 +37,7 @@ class CriterionConfig:
     city_cells: int = 15_625
     near_m: float = 8.0
     near_deg: float = 28.0
+    known: KnownPose | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("num_negative_chips", 0), ("num_wrong_hypotheses", 1)):
@@ -47,9 +50,13 @@ class CriterionConfig:
 class Criterion(nn.Module):
     """Scores a network on a batch."""
 
+    log_known: Tensor | None
+
     def __init__(self, config: CriterionConfig) -> None:
         super().__init__()
         self.config = config
+        known = None if config.known is None else torch.from_numpy(config.known.on_coarse_cells())
+        self.register_buffer("log_known", known, persistent=False)
 
     def forward(
         self,
@@ -98,10 +105,16 @@ class Criterion(nn.Module):
         batch = len(volume)
         chips = torch.randperm(batch, generator=generator)[: self.config.num_negative_chips]
         shift = torch.randint(0, 2, (3,), generator=generator).tolist()
+        if self.log_known is not None:
+            shift[2] = 0  # The heading that is known is the first of them.
         chips = chips.to(volume.device)
         maps = aerial.coarse[chips][:, :, shift[0] :, shift[1] :]
         logits = network.correlation.coarse_volume(templates[:, shift[2] :: 2], maps, stride=2)
         logits = logits.float()
+        if self.log_known is not None:
+            log_known = self.log_known.to(volume.device)
+            volume = volume + log_known
+            logits = logits + log_known[shift[2] :: 2, shift[0] :: 2, shift[1] :: 2]
         keep = is_wrong[:, chips]
         num_cells = keep.sum(1).clamp_min(1) * logits.shape[-1] * logits.shape[-2] / 2
         log_weight = (self.config.city_cells / num_cells).log()

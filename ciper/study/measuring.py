@@ -21,15 +21,13 @@ from ciper.metrics import (
     recall_at_k,
     recall_within,
 )
-from ciper.model.decoder import COARSE, FINE, TemplateSpec
+from ciper.model.decoder import FINE
 from ciper.model.matcher import Evidence, MatchConfig, best_pose, match_codes, window_poses
 from ciper.model.network import AerialCode, GroundCode, Network
 from ciper.model.paper import PaperAerial, PaperGround, PaperNetwork
 from ciper.model.two_way import hypothesis_poses
-from ciper.pose_grid import NUM_COARSE
-from ciper.prior import Heading
 from ciper.study.cells import Setting
-from ciper.study.pairs import ALIGNED_REACH_M, Gallery, StudyPairs, as_pinhole
+from ciper.study.pairs import ALIGNED, Gallery, StudyPairs, as_pinhole
 from ciper.training.gradients import take
 
 Floats = NDArray[np.floating[Any]]
@@ -37,9 +35,6 @@ StudyNetwork = Network | PaperNetwork
 CodeT = TypeVar("CodeT", bound=GroundCode | AerialCode | PaperGround | PaperAerial)
 
 ENCODED_AT_ONCE = 32
-# A canvas turns by whole columns of 0.7 deg.
-ALIGNED_SIGMA_DEG = 0.5
-IMPOSSIBLE = -1e4
 # Chips that a set decoder meets at a time.
 DECODED_AT_ONCE = 64
 POSE_FIGURES = ("mean_m", "median_m", "recall@1m", "recall@5m", "heading_median_deg")
@@ -157,29 +152,16 @@ def with_setting(evidence: Evidence, setting: Setting) -> Evidence:
     if setting == "unknown":
         return evidence
     x_m, y_m, heading_deg = window_poses(evidence)
-    fine = evidence.fine + _log_aligned(heading_deg, FINE)[:, :, None, None]
-    fine = fine + _log_near(y_m, FINE)[:, None, :, None] + _log_near(x_m, FINE)[:, None, None, :]
+    fine = evidence.fine + ALIGNED.log_heading(heading_deg, FINE)[:, :, None, None]
+    fine = fine + ALIGNED.log_offset(y_m, FINE)[:, None, :, None]
+    fine = fine + ALIGNED.log_offset(x_m, FINE)[:, None, None, :]
     return replace(evidence, fine=fine.astype(np.float32))
 
 
 def aligned_prior(num_chips: int) -> NDArray[np.float32]:
     """What the aligned setting says, on the coarse cells: `(R, 32, 16, 16)` log factors."""
-    turn_deg = np.arange(COARSE.num_headings) * COARSE.heading_step_deg
-    offset_m = (np.arange(NUM_COARSE) - NUM_COARSE / 2 + 0.5) * COARSE.cell_m
-    near = _log_near(offset_m, COARSE)
-    total = _log_aligned(turn_deg, COARSE)[:, None, None] + near[:, None] + near
-    return np.broadcast_to(total.astype(np.float32), (num_chips, *total.shape))
-
-
-def _log_aligned(heading_deg: Floats, cells: TemplateSpec) -> Floats:
-    """A Gaussian about the chip's up, on cells of some width."""
-    return Heading(0.0, ALIGNED_SIGMA_DEG).log_factor(heading_deg, cells.heading_step_deg)
-
-
-def _log_near(offset_m: Floats, cells: TemplateSpec) -> Floats:
-    """0 on cells that reach into the square about the centre, far below elsewhere."""
-    is_near = np.abs(offset_m) <= ALIGNED_REACH_M + cells.cell_m / 2
-    return np.where(is_near, 0.0, IMPOSSIBLE)
+    known = ALIGNED.on_coarse_cells()
+    return np.broadcast_to(known, (num_chips, *known.shape))
 
 
 def pick(code: CodeT, chosen: NDArray[np.int64]) -> CodeT:

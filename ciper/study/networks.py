@@ -17,6 +17,7 @@ from ciper.model.set_criterion import SetCriterionConfig, SetLossWeights
 from ciper.model.two_way import PoseDecoderConfig
 from ciper.study.cells import STARTS, Decoder, Start, Task, TrainingCell
 from ciper.study.config import StudyConfig
+from ciper.study.pairs import ALIGNED
 from ciper.training.recipe import LossWeights, OptimConfig, TrainConfig
 
 WARMUP_STEPS = 150
@@ -44,7 +45,7 @@ def recipe(cell: TrainingCell, study: StudyConfig) -> TrainConfig:
         refiner = REFINER if variant.decoder == "ours_refined" else None
         return TrainConfig(
             network=NetworkConfig(encoder=trunk, refiner=refiner),
-            criterion=_criterion(cell.task),
+            criterion=_criterion(cell),
             loss=_loss_weights(cell.task),
             init=None if variant.start == "random" else "stem",
             **common,
@@ -109,9 +110,10 @@ def _decoder_config(decoder: Decoder, width: int) -> PoseDecoderConfig:
     return replace(common, variant="one_way" if decoder == "one_way" else "two_way")
 
 
-def _criterion(task: Task) -> CriterionConfig:
+def _criterion(cell: TrainingCell) -> CriterionConfig:
+    config = CriterionConfig(known=ALIGNED if cell.variant.setting == "aligned" else None)
     # Who is trained for poses alone is not told which chips are wrong.
-    return CriterionConfig(num_negative_chips=0) if task == "pose" else CriterionConfig()
+    return replace(config, num_negative_chips=0) if cell.task == "pose" else config
 
 
 def _loss_weights(task: Task) -> LossWeights:

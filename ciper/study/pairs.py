@@ -21,9 +21,11 @@ from ciper.data.synthetic import (
     SyntheticPairs,
     cut_chip,
 )
+from ciper.model.known import KnownPose
 from ciper.study.cells import Setting
 
-ALIGNED_REACH_M = 20.0
+# A canvas turns by whole columns of 0.7 deg.
+ALIGNED = KnownPose(heading_sigma_deg=0.5, reach_m=20.0)
 # A level 4:3 photo in the middle of ordinary cameras.
 PINHOLE_DEG, PINHOLE_ASPECT = 75.0, 4 / 3
 
@@ -110,7 +112,7 @@ class StudyPairs(SyntheticPairs):
 
 def reach_of(setting: Setting, gsd: float) -> float:
     """How far a camera lies from its chip's centre at most, east and north."""
-    return ALIGNED_REACH_M if setting == "aligned" else CHIP_PX * gsd / 4
+    return ALIGNED.reach_m if setting == "aligned" else CHIP_PX * gsd / 4
 
 
 def centre_recall(setting: Setting, gsd: float, within_m: float = 5.0) -> float:
