@@ -25,6 +25,7 @@ from ciper.metadata import PhotoMetadata
 from ciper.model.load import Calibration, Model, load_model
 from ciper.model.matcher import Evidence
 from ciper.model.model import ChipFeatures, PhotoCode
+from ciper.model.network import GroundCode
 from ciper.posterior import Hypothesis, Places, Posterior
 from ciper.prior import Heading, Near, Prior
 from ciper.refinement import Refinement
@@ -37,6 +38,9 @@ MAX_EXHAUSTIVE_CHIPS = 1600
 # Their coarse maps are kept in memory: 32 KiB a chip, 262 MB. Above it retrieval draws up the list.
 MAX_GLANCED_CHIPS = 8000
 NUM_SHORTLIST = 512
+# Photos from above tell chips apart better: a glance at a square kilometre finds theirs.
+MAX_EXHAUSTIVE_FROM_ABOVE = 400
+NUM_SHORTLIST_FROM_ABOVE = 256
 NOT_IN_GALLERY_ABOVE = 0.5
 CONFIDENT_WITHIN_M = 5.0
 
@@ -300,19 +304,21 @@ class Localizer:
                     f"{near.lat}, {near.lon}; expected a position inside the imagery: check "
                     "--near LAT,LON,RADIUS_M"
                 )
-        if len(chips) > MAX_EXHAUSTIVE_CHIPS:
-            chips = self._shortlist(code, chips, is_all=near is None)
+        is_plan = isinstance(code, GroundCode) and bool(code.is_plan.all())
+        if len(chips) > (MAX_EXHAUSTIVE_FROM_ABOVE if is_plan else MAX_EXHAUSTIVE_CHIPS):
+            length = NUM_SHORTLIST_FROM_ABOVE if is_plan else NUM_SHORTLIST
+            chips = self._shortlist(code, chips, length, is_all=near is None)
         return np.sort(chips)
 
     def _shortlist(
-        self, code: PhotoCode, chips: NDArray[np.int64], *, is_all: bool
+        self, code: PhotoCode, chips: NDArray[np.int64], length: int, *, is_all: bool
     ) -> NDArray[np.int64]:
-        """The `NUM_SHORTLIST` most promising chips, at a glance or by descriptor."""
+        """The `length` most promising chips, at a glance or by descriptor."""
         if len(chips) <= MAX_GLANCED_CHIPS:
             scores = self.model.glance(code, self.features(chips), self._has_imagery[chips])
             if scores is not None:
-                return chips[np.argsort(-scores, kind="stable")[:NUM_SHORTLIST]]
-        found, _ = self.retrieve(code, NUM_SHORTLIST, chips=None if is_all else chips)
+                return chips[np.argsort(-scores, kind="stable")[:length]]
+        found, _ = self.retrieve(code, length, chips=None if is_all else chips)
         return found[found >= 0]
 
     def retrieve(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyproj
 import pytest
+import torch
 from gallery_helpers import geographic
 from model_helpers import SmallWorld, write_tiny_weights
 from PIL import Image
@@ -25,6 +26,7 @@ from ciper.localize import (
 from ciper.model.calibration import PosteriorShape
 from ciper.model.load import Calibration, load_model
 from ciper.model.matcher import Evidence
+from ciper.model.network import GroundCode
 from ciper.prior import Heading, Near, Prior
 
 
@@ -213,6 +215,24 @@ def test_galleries_are_searched_at_a_glance(
     found = localizer.answer(encoded)
     assert found.chips.tolist() == sorted(np.argsort(-wanted)[:4].tolist())
     assert found.posterior.place_prob.shape == (4, 32, 32)
+
+
+def test_photos_from_above_get_a_shorter_list_of_their_own(
+    localizer: Localizer, small_world: SmallWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = localizer.read(small_world.poses[0].photo).code
+    assert isinstance(code, GroundCode)
+    from_above = replace(code, is_plan=torch.ones_like(code.is_plan))
+    chips = np.arange(len(localizer.gallery))
+    monkeypatch.setattr("ciper.localize.MAX_EXHAUSTIVE_FROM_ABOVE", len(chips))
+    assert localizer.candidates(from_above, None).tolist() == chips.tolist()
+    monkeypatch.setattr("ciper.localize.MAX_EXHAUSTIVE_FROM_ABOVE", len(chips) - 1)
+    monkeypatch.setattr("ciper.localize.NUM_SHORTLIST_FROM_ABOVE", 3)
+    assert localizer.candidates(code, None).tolist() == chips.tolist()
+    scores = localizer.model.glance(code, localizer.features(chips), localizer._has_imagery)
+    assert scores is not None
+    found = localizer.candidates(from_above, None)
+    assert found.tolist() == sorted(np.argsort(-scores)[:3].tolist())
 
 
 def test_large_galleries_are_searched_by_descriptor(
