@@ -10,7 +10,7 @@ hypotheses come first, see `ciper.model.set_fit`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,21 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from ciper.camera import ASSUMED_FOV_DEG, Camera
+from ciper.calibration_cities import (
+    CalibrateConfig,
+    City,
+    NadirImagery,
+    Progress,
+    prepare_city,
+    prepare_imagery,
+    with_cameras_of,
+)
 from ciper.checkpoint import load_checkpoint
-from ciper.city.parts import CITY_VERSION
 from ciper.config import from_dict
-from ciper.data.nadir import NadirConfig, kept_photos
-from ciper.data.poses import PhotoPose, read_poses
+from ciper.data.poses import PhotoPose
 from ciper.errors import ConfigError, OutputError
 from ciper.files import check_cache
 from ciper.geo import LocalFrame, wrap_signed_deg
-from ciper.index import build_index, kept_gallery
 from ciper.localize import (
     CONFIDENT_WITHIN_M,
     Localizer,
@@ -40,10 +45,8 @@ from ciper.model.load import Calibration, Model, PaperModel, export_weights, loa
 from ciper.model.model import PhotoCode
 from ciper.model.paper import PaperGround
 from ciper.model.set_fit import Seen, fit_scale, fit_spread
-from ciper.simulate import SimulateConfig, parse_camera, simulate
 
 Float = NDArray[np.floating[Any]]
-Progress = Callable[[str, int, int], None]
 
 COARSE_TEMPERATURES = (0.8, 1.0, 1.3)
 FINE_TEMPERATURES = (0.8, 1.1, 1.5, 2.0)
@@ -55,40 +58,6 @@ COVERAGE_WEIGHT = 4.0
 # Photos that see more of the horizon than this shape `Calibration.wide`, others `narrow`.
 WIDE_ABOVE = 0.5
 RIDGE = 1e-4
-
-
-@dataclass(frozen=True)
-class CalibrateConfig:
-    """Which validation cities: their seeds, size, and photos of each camera in each city.
-
-    Own and foreign photos are equally many. `foreign_share` is what the foreign ones count for in
-    the confidence: their share among the photos that will be asked about. Whether a photo is in
-    the gallery at all is judged as if they were `suspected_share` of all: this outcome is there
-    to be seen. `height_error` is that of `NadirConfig`.
-    """
-
-    seeds: tuple[int, ...] = (200_001, 200_002, 200_003)
-    size_m: float = 1000.0
-    num_photos: int = 100
-    cameras: tuple[str, ...] = ("panorama", "pinhole:90")
-    foreign_share: float = 0.1
-    suspected_share: float = 1 / 3
-    height_error: float = 0.03
-
-
-@dataclass(frozen=True)
-class NadirImagery:
-    """Rasters (files, folders or globs) that photos looking straight down are calibrated with.
-
-    Attributes:
-        photos: of one date; photos are cut out of them.
-        imagery: of another date, of the same places; photos are searched in them.
-        elsewhere: of other places; photos cut out of them are foreign.
-    """
-
-    photos: tuple[str, ...]
-    imagery: tuple[str, ...]
-    elsewhere: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -239,77 +208,6 @@ def fit_events(
     return fit(is_right, config.foreign_share), fit(is_own, config.suspected_share)
 
 
-@dataclass(frozen=True)
-class City:
-    """A validation city: its gallery, its own photos, and those of another city."""
-
-    localizer: Localizer
-    own: tuple[PhotoPose, ...]
-    foreign: tuple[PhotoPose, ...]
-
-
-def prepare_city(
-    model: Model, config: CalibrateConfig, cache: Path, number: int, progress: Progress
-) -> City:
-    """Simulates (once) and indexes one validation city; the next city's photos are foreign."""
-    seed, stranger = config.seeds[number], config.seeds[(number + 1) % len(config.seeds)]
-    own = [_city(seed, camera, config, cache) for camera in config.cameras]
-    foreign = [_city(stranger, camera, config, cache) for camera in config.cameras]
-    gallery = cache / f"gallery-{model.model_hash[:12]}-{seed}-{config.size_m:g}"
-    build_index([own[0] / "aerial.tif"], gallery, model)
-    progress("preparing cities", number + 1, len(config.seeds))
-    return City(
-        localizer=Localizer(gallery, model),
-        own=tuple(photo for folder in own for photo in read_poses(folder / "poses.csv")),
-        foreign=tuple(photo for folder in foreign for photo in read_poses(folder / "poses.csv")),
-    )
-
-
-def prepare_imagery(
-    model: Model, imagery: NadirImagery, config: CalibrateConfig, cache: Path, progress: Progress
-) -> City:
-    """Cuts photos out of one date's rasters and of elsewhere's, and indexes the other date's."""
-    camera = Camera("pinhole", 480, 640, ASSUMED_FOV_DEG, pitch_deg=-90.0, height_m=60.0)
-    misfit = model.misfit(camera)
-    if misfit is not None:
-        raise ConfigError(f"{misfit}; expected a model with a plan head: see configs/nadir.toml")
-
-    def taken(rasters: tuple[str, ...], seed: int) -> tuple[PhotoPose, ...]:
-        settings = NadirConfig(
-            num_photos=config.num_photos, seed=seed, height_error=config.height_error
-        )
-        return read_poses(kept_photos(rasters, cache, settings, progress=progress))
-
-    gallery = kept_gallery(imagery.imagery, cache, model)
-    return City(
-        localizer=Localizer(gallery, model),
-        own=taken(imagery.photos, config.seeds[0]),
-        foreign=taken(imagery.elsewhere, config.seeds[0] + 1),
-    )
-
-
-def with_cameras_of(model: Model, config: CalibrateConfig) -> CalibrateConfig:
-    """The configuration with those of its cameras alone that the model was trained on.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    cameras = tuple(name for name in config.cameras if model.misfit(_camera(name)) is None)
-    if not cameras:
-        raise ConfigError(
-            f"cameras {', '.join(config.cameras)} do not suit the model {model.model_name!r}; "
-            "expected one as in its training"
-        )
-    return replace(config, cameras=cameras)
-
-
-def _camera(name: str) -> Camera:
-    kind, hfov_deg = parse_camera(name)
-    if kind == "panorama":
-        return Camera("equirectangular", height_px=256, width_px=512, hfov_deg=360.0)
-    return Camera("pinhole", height_px=300, width_px=400, hfov_deg=hfov_deg or ASSUMED_FOV_DEG)
-
-
 def fit_set(model: PaperModel, cities: Sequence[City], progress: Progress) -> PaperModel:
     """The model with the scale and the spreads that the cities' own photos ask for."""
     seen = [
@@ -412,19 +310,6 @@ def fit_logistic(
     weights = minimize(loss, np.zeros(x.shape[1])).x
     slopes = weights[1:] / scale
     return (float(weights[0] - (slopes * mean).sum()), *map(float, slopes))
-
-
-def _city(seed: int, camera: str, config: CalibrateConfig, cache: Path) -> Path:
-    name = f"{seed}-{config.size_m:g}-{config.num_photos}-{camera.replace(':', '')}"
-    folder = cache / f"{name}-v{CITY_VERSION}"
-    if not folder.exists():
-        simulate(
-            folder,
-            SimulateConfig(
-                seed=seed, size_m=config.size_m, num_photos=config.num_photos, camera=camera
-            ),
-        )
-    return folder
 
 
 def _shown(photos: Sequence[PhotoPose], progress: Progress, what: str) -> Iterator[PhotoPose]:

@@ -13,7 +13,8 @@ from PIL import Image
 from rasterio.transform import Affine
 from typer.testing import CliRunner
 
-from ciper.calibrate import CalibrateConfig, NadirImagery, calibrate, known_calibration
+from ciper.calibrate import calibrate, known_calibration
+from ciper.calibration_cities import CalibrateConfig, NadirImagery
 from ciper.checkpoint import load_checkpoint, save_checkpoint
 from ciper.cli import app
 from ciper.errors import ConfigError, OutputError

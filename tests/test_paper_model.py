@@ -18,7 +18,8 @@ from PIL import Image
 from released_helpers import SMALL, write_released
 from typer.testing import CliRunner, Result
 
-from ciper.calibrate import CalibrateConfig, calibrate, seen_of, with_cameras_of
+from ciper.calibrate import calibrate, seen_of
+from ciper.calibration_cities import CalibrateConfig, with_cameras_of
 from ciper.camera import Camera
 from ciper.checkpoint import save_checkpoint
 from ciper.cli import app

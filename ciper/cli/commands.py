@@ -379,8 +379,8 @@ def calibrate(
 ) -> None:
     """Fit a model's probabilities on validation cities and write its weights."""
     device = set_up(device, threads)
-    from ciper.calibrate import CalibrateConfig, NadirImagery
     from ciper.calibrate import calibrate as run
+    from ciper.calibration_cities import CalibrateConfig, NadirImagery
     from ciper.errors import ConfigError
 
     rasters = [tuple(r or ()) for r in (nadir_photos, nadir_imagery, nadir_elsewhere)]
