@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from posterior_helpers import Floats, peak, posterior_from, row_of_chips
 
 from ciper.geo import LocalFrame, heading_error_deg, wrap_signed_deg
 from ciper.metrics import coverage
-from ciper.posterior import Hypothesis, Places, Posterior
+from ciper.posterior import Hypothesis, Places, Posterior, shortest_arc
 from ciper.refinement import Refinement
 
 TWO = row_of_chips(2)
@@ -133,6 +135,27 @@ def test_headings_wrap(heading_deg: float) -> None:
 def test_an_unknown_heading_has_a_wide_spread() -> None:
     posterior = posterior_from(TWO, peak(20.0, 0.0, 0.0, sigma_deg=1e6))
     assert posterior.heading_sigma_deg > 100
+
+
+@pytest.mark.parametrize("shift", [0, 3, 7])
+def test_shortest_arcs_by_hand(shift: int) -> None:
+    even = np.ones(8)
+    assert shortest_arc(even, 0.25) == pytest.approx(2.0)
+    peaks = np.roll([4.0, 0.0, 2.0, 0.0, 0.0, 0.0, 1.0, 1.0], shift)
+    assert shortest_arc(peaks, 0.25) == pytest.approx(0.5)  # half of the highest
+    assert shortest_arc(peaks, 0.625) == pytest.approx(2.0)  # the highest and its neighbour
+    assert shortest_arc(peaks, 0.75) == pytest.approx(3.0)  # these two and one further, or four
+    assert shortest_arc(peaks, 1 - 1e-9) == pytest.approx(5.0)  # all but the three empty cells
+
+
+def test_a_floor_does_not_make_a_sharp_heading_uncertain() -> None:
+    sharp = two_places(0.5)
+    assert sharp.heading_sigma_deg == pytest.approx(0.683 * 2.8125 / 2, rel=0.01)
+    floor = np.full((1, 32, 16, 16), 0.03 / 32 / 256)
+    fine = replace(sharp.refinement, log_prob=np.log(0.97) + sharp.refinement.log_prob)
+    posterior = Posterior(sharp.places, floor, fine)
+    # In one fine cell 2.8 deg wide; 0.683 of the mass is 0.70 of what lies there.
+    assert posterior.heading_sigma_deg == pytest.approx(0.683 / 0.97 * 2.8125 / 2, rel=0.01)
 
 
 def two_places(prob: float) -> Posterior:

@@ -352,9 +352,10 @@ def test_speed_on_a_large_panorama() -> None:
     to_canvas(photo, camera)
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
+        # Of this process alone: the machine may be busy with something else.
+        start = time.process_time()
         to_canvas(photo, camera)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert min(seconds) < 0.025
 
 
