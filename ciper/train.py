@@ -143,12 +143,14 @@ def prepare_all_cities(config: TrainConfig, num_workers: int, progress: Progress
 class Data:
     """The pairs of a run; `validation` is None when it does not validate.
 
-    `damage` tells which samples of a data set were skipped; None for rendered cities.
+    `damage` tells which samples of a data set were skipped; None for rendered cities. `note` is
+    what is to be known of the data while it is trained on.
     """
 
     training: Pairs
     validation: Pairs | None
     damage: Damage | None = None
+    note: str = ""
 
 
 def open_data(config: TrainConfig, team: Team) -> Data:
@@ -168,7 +170,8 @@ def open_data(config: TrainConfig, team: Team) -> Data:
         # Only here, for it takes the libraries that read rasters.
         from ciper.training.nadir import open_nadir_pairs
 
-        return Data(*open_nadir_pairs(config, team))
+        nadir, held_out = open_nadir_pairs(config, team)
+        return Data(nadir, held_out, note=nadir.sites.note)
     check_geometry(config)
     data, train = config.data, config.train
     cities, others = (
@@ -245,6 +248,7 @@ def _train(run: Run, data: Data, progress: Progress) -> None:
             if _is_due(config.save_every, run) or run.is_finished:
                 _save(run, log, data.damage)
             note = f"{pace.pairs_per_s:.0f} pairs/s{_damage_note(data.damage)}"
+            note = f"{note} | {data.note}" if data.note else note
             progress(f"training | {note}", run.step, config.num_steps)
             if run.team.any(stop.is_set()):
                 _save(run, log, data.damage)

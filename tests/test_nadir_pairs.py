@@ -209,6 +209,14 @@ def test_a_run_on_rasters(dates: str, tmp_path: Path) -> None:
     assert checkpoint.exists()
     pairs, validation = open_nadir_pairs(config, Team("cpu"))
     assert validation is None and len(pairs.sites) >= 16
+    assert not pairs.sites.note
+
+
+def test_imagery_of_one_date_is_noted(dates: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    config = config_of(dates.replace("*.tif", "*_2020.tif"))
+    train(config, tmp_path / "run", progress=lambda what, _done, _total: said.append(what))
+    assert said and all("100% of the places are in one raster alone" in what for what in said)
 
 
 def test_validation_is_held_apart(dates: str) -> None:

@@ -98,6 +98,14 @@ class Sites:
             bounds=bounds,
         )
 
+    @property
+    def note(self) -> str:
+        """A warning where most places have no imagery of another date; else nothing."""
+        alone = np.mean([not others for others in self.others])
+        if alone <= 0.5:
+            return ""
+        return f"{alone:.0%} of the places are in one raster alone, so that photo and chip are one"
+
     def taken(self, is_taken: Bool) -> Sites:
         """Some of the sites `(N,)`."""
         arrays = ("raster", "geographic", "side_m", "city", "position_m")
