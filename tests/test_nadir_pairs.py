@@ -12,6 +12,7 @@ from model_helpers import TINY, write_tiny_weights
 from numpy.typing import NDArray
 from rasterio.transform import Affine
 
+from ciper.camera import Camera
 from ciper.config import load_config
 from ciper.data.augment import AugmentConfig
 from ciper.data.batches import Drawing
@@ -21,6 +22,7 @@ from ciper.errors import ConfigError, RasterError
 from ciper.gallery.inspect import inspect_raster
 from ciper.gallery.raster import RasterInfo
 from ciper.model.criterion import CriterionConfig
+from ciper.model.load import load_model
 from ciper.model.network import Network
 from ciper.train import train
 from ciper.training.nadir import open_nadir_pairs
@@ -252,6 +254,19 @@ def test_the_plan_head_learns_alone(dates: str, tmp_path: Path) -> None:
     assert resumed.step == 1
     one, other = (r.advance(pairs.batch(1, 4)) for r in (run, resumed))
     assert one == pytest.approx(other, rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize(("trained", "knows_level"), [("all", False), ("plan", True)])
+def test_weights_know_which_photos_they_were_trained_on(
+    dates: str, tmp_path: Path, trained: str, knows_level: bool
+) -> None:
+    checkpoint = train(config_of(dates, trained=trained), tmp_path / "run")
+    model = load_model(checkpoint, "cpu")
+    level = Camera("pinhole", 300, 400, 90.0)
+    from_above = replace(level, pitch_deg=-90.0)
+    assert model.misfit(from_above) is None
+    misfit = model.misfit(level)
+    assert misfit is None if knows_level else "photos that look straight down alone" in str(misfit)
 
 
 def test_a_new_head_forgets_what_the_file_holds(dates: str, tmp_path: Path) -> None:

@@ -278,6 +278,15 @@ class CiperModel(Model):
     def misfit(self, camera: Camera) -> str | None:
         """As `Model.misfit`: it knows level photos, and with a plan head those from above."""
         canvas = self.canvas
+        if self.is_from_above_alone:
+            return (
+                None
+                if camera.looks_down
+                else (
+                    f"the model {self.model_name!r} was trained on photos that look straight down "
+                    "alone; of others its answer means nothing: take the model 'ground'"
+                )
+            )
         is_level = canvas.elevation_bottom_deg <= camera.pitch_deg <= canvas.elevation_top_deg
         if is_level or (self.network.plan is not None and camera.looks_down):
             return None
@@ -286,6 +295,13 @@ class CiperModel(Model):
             f"the model {self.model_name!r} was trained on level photos{known}; of one with a "
             f"pitch of {camera.pitch_deg:.0f} deg its answer means little"
         )
+
+    @property
+    def is_from_above_alone(self) -> bool:
+        """Whether all weights were trained on rasters, which have no level photos."""
+        config = self.header.get("config", {})
+        has_rasters = bool(config.get("data", {}).get("rasters"))
+        return has_rasters and config.get("train", {}).get("trained", "all") == "all"
 
     def views(
         self, pixels: NDArray[np.uint8], camera: Camera, *, heading_deg: float | None = None
