@@ -45,6 +45,7 @@ from ciper.model.load import Calibration, Model, PaperModel, export_weights, loa
 from ciper.model.model import PhotoCode
 from ciper.model.paper import PaperGround
 from ciper.model.set_fit import Seen, fit_scale, fit_spread
+from ciper.posterior import GAUSSIAN_WITHIN_SIGMA
 
 Float = NDArray[np.floating[Any]]
 
@@ -168,9 +169,22 @@ def fit_posterior(model: Model, cities: Sequence[City], progress: Progress) -> M
 def fit_confidence(
     model: Model, cities: Sequence[City], config: CalibrateConfig, progress: Progress
 ) -> Calibration:
-    """The model's calibration with logistic models of "within 5 m" and "in this gallery"."""
-    confidence, in_gallery = fit_events(model, cities, config, progress)
-    return replace(model.calibration, confidence=confidence, in_gallery=in_gallery)
+    """The model's calibration with logistic models of "within 5 m" and "in this gallery".
+
+    And with the scale of the heading's spread, under which 68.3 % of the headings are within it.
+    """
+    seen = answers_to(model, cities, progress)
+    confidence, in_gallery = fit_events(seen, config)
+    own, known = [a for a in seen if a.is_own], model.calibration
+    wide = [a for a in own if a.visible_share > WIDE_ABOVE] or own
+    narrow = [a for a in own if a.visible_share <= WIDE_ABOVE] or own
+    return replace(
+        known,
+        wide=replace(known.wide, heading_scale=fit_heading_scale(wide)),
+        narrow=replace(known.narrow, heading_scale=fit_heading_scale(narrow)),
+        confidence=confidence,
+        in_gallery=in_gallery,
+    )
 
 
 def fit_plan(
@@ -181,31 +195,61 @@ def fit_plan(
     for number, city in enumerate(cities, start=1):
         for photo in _shown(city.own, progress, f"posterior, city {number}"):
             cases.append(posterior_case(city.localizer, photo, shapes))
-    plan = ViewCalibration(fit_shape(cases, shapes))
-    model = replace(model, calibration=replace(model.calibration, plan=plan))
-    confidence, in_gallery = fit_events(model, cities, config, progress)
-    plan = replace(plan, confidence=confidence, in_gallery=in_gallery)
-    return replace(model.calibration, plan=plan)
+    shape = fit_shape(cases, shapes)
+    model = replace(model, calibration=replace(model.calibration, plan=ViewCalibration(shape)))
+    seen = answers_to(model, cities, progress)
+    shape = replace(shape, heading_scale=fit_heading_scale([a for a in seen if a.is_own]))
+    return replace(model.calibration, plan=ViewCalibration(shape, *fit_events(seen, config)))
 
 
-def fit_events(
-    model: Model, cities: Sequence[City], config: CalibrateConfig, progress: Progress
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Weights of the logistic models of "within 5 m" and of "in this gallery"."""
-    features, is_right, is_own = [], [], []
+@dataclass(frozen=True)
+class Answered:
+    """An answer held against the truth.
+
+    Attributes:
+        is_own: whether the photo was taken in the gallery's city.
+        features: that its confidence rests on.
+        error_m: of the position.
+        heading_ratio: error of the heading in units of the stated spread; NaN if none is stated.
+        visible_share: of the horizon, or of a plan view.
+    """
+
+    is_own: bool
+    features: tuple[float, ...]
+    error_m: float
+    heading_ratio: float
+    visible_share: float
+
+
+def answers_to(model: Model, cities: Sequence[City], progress: Progress) -> list[Answered]:
+    """The model's answers to the cities' own and foreign photos, each in the city's gallery."""
+    seen = []
     for number, city in enumerate(cities, start=1):
         localizer = Localizer(city.localizer.gallery, model)
         for photo in _shown((*city.own, *city.foreign), progress, f"confidence, city {number}"):
-            found, error_m = answer(localizer, photo)
-            features.append(found)
-            is_own.append(photo in city.own)
-            is_right.append(is_own[-1] and error_m <= CONFIDENT_WITHIN_M)
+            seen.append(answer(localizer, photo, is_own=photo in city.own))
+    return seen
 
-    def fit(labels: list[bool], share: float) -> tuple[float, ...]:
-        counts = np.where(is_own, 1 - share, share)
-        return fit_logistic(np.array(features), np.array(labels), counts)
+
+def fit_events(
+    seen: Sequence[Answered], config: CalibrateConfig
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Weights of the logistic models of "within 5 m" and of "in this gallery"."""
+    features = np.array([a.features for a in seen])
+    is_own = np.array([a.is_own for a in seen])
+    is_right = is_own & np.array([a.error_m <= CONFIDENT_WITHIN_M for a in seen])
+
+    def fit(labels: NDArray[np.bool_], share: float) -> tuple[float, ...]:
+        return fit_logistic(features, labels, np.where(is_own, 1 - share, share))
 
     return fit(is_right, config.foreign_share), fit(is_own, config.suspected_share)
+
+
+def fit_heading_scale(own: Sequence[Answered]) -> float:
+    """What 68.3 % of the heading's errors are within, in units of the spread; 1 if none is said."""
+    ratio = np.array([a.heading_ratio for a in own])
+    ratio = ratio[np.isfinite(ratio)]
+    return float(np.quantile(ratio, GAUSSIAN_WITHIN_SIGMA)) if len(ratio) else 1.0
 
 
 def fit_set(model: PaperModel, cities: Sequence[City], progress: Progress) -> PaperModel:
@@ -335,12 +379,22 @@ def posterior_case(
     return Case(np.array(density), denser, credible, area_m2, found.evidence.visible_share)
 
 
-def answer(localizer: Localizer, photo: PhotoPose) -> tuple[tuple[float, ...], float]:
-    """A photo's confidence features and its answer's distance from the truth."""
-    judged = localizer.posterior(_code(localizer, photo))
-    posterior, features = judged.posterior, judged.features
+def answer(localizer: Localizer, photo: PhotoPose, *, is_own: bool) -> Answered:
+    """A photo's answer and how far it is from the truth."""
+    found = localizer.match(_code(localizer, photo))
+    judged = localizer.judge(found)
+    posterior, mode = judged.posterior, judged.posterior.mode
     x_m, y_m = posterior.places.to_local(lat=photo.lat, lon=photo.lon)
-    return features, float(np.hypot(posterior.mode.x_m - x_m, posterior.mode.y_m - y_m))
+    heading_deg, sigma_deg = posterior.places.pose(mode).heading_deg, posterior.heading_sigma_deg
+    has_ratio = photo.heading_deg is not None and np.isfinite(sigma_deg)
+    turn_deg = abs(float(wrap_signed_deg(heading_deg - (photo.heading_deg or 0.0))))
+    return Answered(
+        is_own=is_own,
+        features=judged.features,
+        error_m=float(np.hypot(mode.x_m - x_m, mode.y_m - y_m)),
+        heading_ratio=turn_deg / sigma_deg if has_ratio else np.nan,
+        visible_share=found.evidence.visible_share,
+    )
 
 
 def _code(localizer: Localizer, photo: PhotoPose) -> PhotoCode:

@@ -89,7 +89,9 @@ def prepare_imagery(
     camera = Camera("pinhole", 480, 640, ASSUMED_FOV_DEG, pitch_deg=-90.0, height_m=60.0)
     misfit = model.misfit(camera)
     if misfit is not None:
-        raise ConfigError(f"{misfit}; expected a model with a plan head: see configs/nadir.toml")
+        raise ConfigError(
+            f"{misfit}; expected a model with a plan head: see configs/plan_head.toml"
+        )
 
     def taken(rasters: tuple[str, ...], seed: int) -> tuple[PhotoPose, ...]:
         settings = NadirConfig(

@@ -406,7 +406,7 @@ def posterior_of(evidence: Evidence, places: Places, calibration: Calibration) -
         unrefined_offset=shape.unrefined_offset,
         floor=shape.floor,
     )
-    return replace(posterior, says_heading=e.says_heading)
+    return replace(posterior, says_heading=e.says_heading, heading_scale=shape.heading_scale)
 
 
 def confidence_features(

@@ -361,6 +361,8 @@ def calibration_metrics(
     confidence: ArrayLike,
     position_error_m: ArrayLike,
     log_density: ArrayLike,
+    heading_error_deg: ArrayLike,
+    heading_sigma_deg: ArrayLike,
 ) -> dict[str, float]:
     """The ``calibration`` part of metrics.json, all (N,).
 
@@ -373,6 +375,8 @@ def calibration_metrics(
         position_error_m: Distance between answer and truth; NaN or infinite without an answer.
         log_density: Natural logarithm of the posterior's density at the true position, per square
             metre; its negative mean is ``nll``.
+        heading_error_deg: Without a sign; NaN where the true heading is not known.
+        heading_sigma_deg: The answer's spread; infinite or NaN where it says nothing.
     """
     is_correct = np.asarray(position_error_m, np.float64) < CORRECT_WITHIN_M
     return {
@@ -382,7 +386,15 @@ def calibration_metrics(
         "ece": expected_calibration_error(confidence, is_correct),
         "aurc": risk_coverage_area(confidence, is_correct),
         "nll": _mean(_infinite_if_nan(-np.asarray(log_density, np.float64))),
+        "heading_within_sigma": _heading_within_sigma(heading_error_deg, heading_sigma_deg),
     }
+
+
+def _heading_within_sigma(error_deg: ArrayLike, sigma_deg: ArrayLike) -> float:
+    """Share of the known headings that lie within the stated spread; NaN if there are none."""
+    error, sigma = np.asarray(error_deg, np.float64), np.asarray(sigma_deg, np.float64)
+    is_stated = np.isfinite(error) & np.isfinite(sigma)
+    return _mean(error[is_stated] <= sigma[is_stated]) if is_stated.any() else np.nan
 
 
 # --- shared ---------------------------------------------------------------------------------------

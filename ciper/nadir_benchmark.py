@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ciper.asking import Progress, ignore_progress
@@ -31,7 +32,7 @@ from ciper.geo import LocalFrame, wrap_signed_deg
 from ciper.index import kept_gallery
 from ciper.metrics import NO_REFERENCE, finite_or_none, ranks_from_similarity
 from ciper.model.load import load_model
-from ciper.report import check_replaceable, write_metrics
+from ciper.report import TABLE, check_replaceable, write_metrics
 
 Float = NDArray[np.float64]
 WITHIN_M = (1.0, 5.0)
@@ -127,7 +128,11 @@ def benchmark_nadir(
         )  # fmt: skip
         rows = _own_rows(model.model_name, ours)
         if methods:
-            rows += _classical_rows(methods, read_poses(poses), gallery, options, progress)
+            asked = _asked_of_classical(ours["num_queries"], options.num_classical)
+            if len(asked) < ours["num_queries"]:
+                rows.append(_same_row(model.model_name, folder / "model", asked))
+            photos = [read_poses(poses)[int(i)] for i in asked]
+            rows += _classical_rows(methods, photos, gallery, options, progress)
         floor, no_floor = _floor(options, progress)
         figures = {
             "photos": list(options.photos),
@@ -212,18 +217,30 @@ def _methods(options: NadirBenchmarkOptions) -> dict[str, Method]:
     }
 
 
+def _asked_of_classical(num_photos: int, num_classical: int) -> NDArray[np.int64]:
+    """Which photos the methods without learning are asked for, spread over the rasters."""
+    index = np.linspace(0, num_photos - 1, min(num_classical, num_photos))
+    return index.round().astype(np.int64)
+
+
+def _same_row(name: str, report: Path, asked: NDArray[np.int64]) -> Row:
+    """The model's figures on the photos that the methods without learning are asked for."""
+    columns = ("posterior_rank", "posterior_hit_rank", "error_m", "heading_error_deg", "seconds")
+    table = pq.read_table(report / TABLE, columns=list(columns)).to_pydict()
+    answers = ([table[column][i] for column in columns] for i in asked)
+    found = [_Found(*answer) for answer in answers if None not in answer]
+    return _row(f"{name}, the photos of the methods below", found)
+
+
 def _classical_rows(
     methods: Mapping[str, Method],
-    poses: Sequence[PhotoPose],
+    asked: Sequence[PhotoPose],
     gallery_path: Path,
     options: NadirBenchmarkOptions,
     progress: Progress,
 ) -> list[Row]:
     gallery = Gallery.open(gallery_path)
     chips, is_valid, gsd = _chips(gallery)
-    # Spread over the rasters: neighbours in the table lie apart, but its end may not be reached.
-    index = np.linspace(0, len(poses) - 1, min(options.num_classical, len(poses))).round()
-    asked = [poses[int(i)] for i in index]
     rows = []
     for name, method in methods.items():
         progress(f"{name}: gallery", 0, 1)

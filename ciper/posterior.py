@@ -118,6 +118,7 @@ class Posterior:
         the camera being in the gallery).
     says_heading: False where the evidence knows nothing of headings; what the masses say of them
         is then the prior alone.
+    heading_scale: what the spread of the heading's masses is multiplied with to be stated.
     """
 
     places: Places
@@ -125,6 +126,7 @@ class Posterior:
     refinement: Refinement
     outside_prob: float = 0.0
     says_heading: bool = True
+    heading_scale: float = 1.0
 
     @classmethod
     def from_logits(
@@ -286,7 +288,7 @@ class Posterior:
 
     @cached_property
     def heading_sigma_deg(self) -> float:
-        """Half of the shortest arc that holds 68.3 % of the mass; infinite if unknown.
+        """Half of the shortest arc that holds 68.3 % of the mass, scaled; infinite if unknown.
 
         Of a Gaussian that is the standard deviation. A circular standard deviation would call a
         heading that is right to half a degree uncertain by 14 degrees, because of the 3 % that a
@@ -301,7 +303,8 @@ class Posterior:
         first = np.rint(self.refinement.heading_deg / GRAIN_DEG).astype(np.int64)
         for grain in (first - 1, first):
             np.add.at(mass, grain % len(mass), fine / 2)
-        return shortest_arc(mass, GAUSSIAN_WITHIN_SIGMA) / 2 * GRAIN_DEG
+        half_deg = shortest_arc(mass, GAUSSIAN_WITHIN_SIGMA) / 2 * GRAIN_DEG
+        return min(half_deg * self.heading_scale, 180.0)
 
     def sample(self, num_samples: int, rng: np.random.Generator) -> Float:
         """Draws poses `(num_samples, 3)`: x_m, y_m, heading_deg, uniform within their cells."""

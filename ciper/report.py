@@ -35,7 +35,10 @@ END_TO_END_ROWS = (
     "median_m", "recall@1m", "recall@3m", "recall@5m", "recall@10m", "recall@25m",
     "heading_median_deg", "gated_recall@1m", "gated_recall@5m",
 )  # fmt: skip
-CALIBRATION_ROWS = ("coverage_50", "coverage_90", "median_radius_90_m", "ece", "aurc", "nll")
+CALIBRATION_ROWS = (
+    "coverage_50", "coverage_90", "median_radius_90_m", "ece", "aurc", "nll",
+    "heading_within_sigma",
+)  # fmt: skip
 FOREIGN_ROWS = ("num", "auroc", "share_above_0.5", "share_right_confident")
 
 

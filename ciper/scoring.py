@@ -248,14 +248,16 @@ def _where_heading_known(
 
 def calibration_figures(queries: Sequence[Query], name: str) -> dict[str, float]:
     """`metrics.calibration_metrics` of the answers `whole`, `near` or `in_chip`."""
-    found = answers_of(queries, name)
+    found, errors = answers_of(queries, name), errors_of(queries, name)
     return metrics.calibration_metrics(
         denser_mass=[f.denser_mass for f in found],
         credible_mass=[f.credible_mass for f in found],
         radius_90_m=[f.radius_90_m for f in found],
         confidence=[f.confidence for f in found],
-        position_error_m=errors_of(queries, name).position_m,
+        position_error_m=errors.position_m,
         log_density=[f.log_density for f in found],
+        heading_error_deg=errors.heading_deg,
+        heading_sigma_deg=[f.heading_sigma_deg for f in found],
     )
 
 

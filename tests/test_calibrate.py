@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from ciper.calibrate import (
+    Answered,
     Case,
     candidates,
+    fit_heading_scale,
     fit_logistic,
     fit_shape,
 )
@@ -63,3 +65,15 @@ def test_a_floor_is_raised_when_the_evidence_misleads() -> None:
     misled = [Case(np.full(num, -60.0), np.ones(num), np.ones(num), 1e6) for _ in range(20)]
     assert fit_shape([*right, *misled], candidates()).floor >= 0.03
     assert fit_shape(right, candidates()).floor <= 0.01
+
+
+def test_headings_are_scaled_until_two_thirds_are_within() -> None:
+    rng = np.random.default_rng(2)
+    ratios = np.abs(rng.normal(0.0, 0.4, 4000))
+    own = [Answered(True, (), 1.0, float(r), 1.0) for r in ratios]
+    assert fit_heading_scale(own) == pytest.approx(0.4, rel=0.05)
+    # Who states no spread has no say.
+    assert fit_heading_scale([*own, *[replace(own[0], heading_ratio=np.nan)] * 4000]) == (
+        fit_heading_scale(own)
+    )
+    assert fit_heading_scale([replace(own[0], heading_ratio=np.nan)]) == 1.0

@@ -44,7 +44,9 @@ from ciper.scoring import (
     table_of,
 )
 
-CALIBRATION_KEYS = {"coverage_50", "coverage_90", "median_radius_90_m", "ece", "aurc", "nll"}
+CALIBRATION_KEYS = {
+    "coverage_50", "coverage_90", "median_radius_90_m", "ece", "aurc", "nll", "heading_within_sigma"
+}  # fmt: skip
 RETRIEVAL_KEYS = {"recall@1", "recall@5", "recall@10", "recall@1%", "hit_rate"}
 POSE_KEYS = {
     "mean_m", "median_m", "recall@1m", "recall@3m", "recall@5m", "lateral_median_m",

@@ -383,6 +383,8 @@ def test_calibration_metrics_by_hand() -> None:
         confidence=[1.0, 1.0, 0.0, 0.0],
         position_error_m=[1.0, 4.9, 5.0, NAN],
         log_density=[-1.0, -2.0, -3.0, -6.0],
+        heading_error_deg=[1.0, 3.0, 2.0, NAN],
+        heading_sigma_deg=[1.0, 2.0, 3.0, 4.0],
     )
     assert figures == {
         # 0.5 lies halfway into the second place, 0.9 two thirds into the third.
@@ -392,5 +394,6 @@ def test_calibration_metrics_by_hand() -> None:
         "ece": 0.0,
         "aurc": pytest.approx((0 + 0 + 1 / 3 + 2 / 4) / 4),
         "nll": 3.0,
+        "heading_within_sigma": pytest.approx(2 / 3),
     }
     assert metrics.CORRECT_WITHIN_M == 5.0

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import rasterio
 from model_helpers import TINY, write_tiny_weights
@@ -71,8 +72,13 @@ def options_of(dates: Path, weights: Path, cache: Path, **changes: object) -> Na
 def test_methods_side_by_side(dates: Path, weights: Path, tmp_path: Path) -> None:
     options = options_of(dates, weights, tmp_path / "cache")
     figures = benchmark_nadir(tmp_path / "report", options)
-    ours, _, described, template, sift, flann = figures["table"]
-    assert [row["num_photos"] for row in figures["table"]] == [4, 4, 4, 3, 3, 3]
+    ours, _, described, same, template, sift, flann = figures["table"]
+    assert [row["num_photos"] for row in figures["table"]] == [4, 4, 4, 3, 3, 3, 3]
+    # Of four photos the methods without learning had the first, the last and one between them.
+    rows = pq.read_table(tmp_path / "report" / "model" / "per_query.parquet").to_pylist()
+    of_same = [rows[i] for i in (0, 2, 3)]
+    assert same["recall_at_1"] == np.mean([row["posterior_rank"] == 0 for row in of_same])
+    assert same["median_m"] == pytest.approx(np.median([row["error_m"] for row in of_same]))
     # The ground has not changed: methods that compare pixels find it to the metre.
     assert template["within_5m"] == 1.0 and template["heading_median_deg"] < 2.0
     assert template["hit_rate"] == 1.0 and template["seconds"] > 0

@@ -150,6 +150,9 @@ def test_shortest_arcs_by_hand(shift: int) -> None:
 
 def test_a_floor_does_not_make_a_sharp_heading_uncertain() -> None:
     sharp = two_places(0.5)
+    half = replace(sharp, heading_scale=0.5)
+    assert half.heading_sigma_deg == pytest.approx(sharp.heading_sigma_deg / 2)
+    assert replace(sharp, heading_scale=1e6).heading_sigma_deg == 180.0
     assert sharp.heading_sigma_deg == pytest.approx(0.683 * 2.8125 / 2, rel=0.01)
     floor = np.full((1, 32, 16, 16), 0.03 / 32 / 256)
     fine = replace(sharp.refinement, log_prob=np.log(0.97) + sharp.refinement.log_prob)

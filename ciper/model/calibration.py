@@ -11,12 +11,17 @@ from ciper.model.matcher import Evidence
 
 @dataclass(frozen=True)
 class PosteriorShape:
-    """How a posterior is shaped out of logits, see `Posterior.from_logits`."""
+    """How a posterior is shaped out of logits, see `Posterior.from_logits`.
+
+    `heading_scale` multiplies the spread that is stated of the heading: temperatures are those
+    under which positions are most likely, which leave headings too wide.
+    """
 
     coarse_temperature: float = 1.0
     fine_temperature: float = 1.0
     unrefined_offset: float = 0.0
     floor: float = 0.01
+    heading_scale: float = 1.0
 
 
 # Numbers that a confidence rests on, see `localize.confidence_features`.
