@@ -23,11 +23,12 @@ class KnownPose:
 
     Attributes:
         heading_sigma_deg: standard deviation of the heading about the chip's up.
-        reach_m: how far the camera lies from the chip's centre at most, along each axis.
+        reach_m: how far the camera lies from the chip's centre at most, along each axis; a
+            quarter of a chip's side says nothing, for there ends what a chip answers for.
     """
 
-    heading_sigma_deg: float
-    reach_m: float
+    heading_sigma_deg: float = 10.0
+    reach_m: float = 32.0
 
     def __post_init__(self) -> None:
         for name in ("heading_sigma_deg", "reach_m"):
