@@ -149,11 +149,16 @@ def find_weights(name_or_path: str | Path) -> Path:
     for candidate in (shipped, Path(name_or_path)):
         if candidate.is_file():
             return candidate
-    names = sorted(found.parent.name for found in _SHIPPED.glob(f"*/{_FILE_NAME}"))
+    names = shipped_names()
     raise CheckpointError(
         f"{name_or_path}: neither a file nor shipped weights; name a .safetensors file or one of: "
         f"{', '.join(names) or 'none are shipped'}."
     )
+
+
+def shipped_names() -> list[str]:
+    """The names of the weights that come with the package."""
+    return sorted(found.parent.name for found in _SHIPPED.glob(f"*/{_FILE_NAME}"))
 
 
 def _parse_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def evaluate(
     out: Path,
     *,
     gallery: str | Path | None = None,
-    model: str | Path | Model = "ground",
+    model: str | Path | Model | None = None,
     seed: int = 0,
     device: str | None = None,
     options: EvaluateOptions | None = None,
@@ -78,7 +78,8 @@ def evaluate(
             when all is done; a report that is there already is replaced.
         gallery: folder written by `ciper index` with the same model; a data set brings its own,
             but on a grid it is made here, if it is not there yet.
-        model: name or file of weights.
+        model: name or file of weights; None takes the shipped ones that made the gallery, of a data
+            set `ground`.
         seed: of the chips that are cut about the cameras, of the wrong priors and of the baselines.
         device: cpu, cuda or mps.
         options: further measurements; not of a data set as published.
@@ -113,7 +114,7 @@ def evaluate(
         )
         return _evaluate_in_gallery(asked, Path(out), progress)
     _check_published(spec, gallery, options)
-    run = PublishedRun(spec, chosen, model, device, seed)
+    run = PublishedRun(spec, chosen, model or "ground", device, seed)
     return evaluate_published(run, Path(out), progress)
 
 
@@ -124,7 +125,7 @@ class _Asked:
     spec: str
     poses: tuple[PhotoPose, ...]
     gallery: Path
-    model: str | Path | Model
+    model: str | Path | Model | None
     device: str | None
     options: EvaluateOptions
     seed: int
@@ -174,7 +175,7 @@ def _asked_on_grid(asked: _Asked, chosen: ProtocolOptions, progress: Progress) -
     protocol = read_protocol(asked.spec, chosen)
     if protocol.dataset != "vigor" and chosen.heading_noise_deg is not None:
         raise ConfigError("--heading-noise turns published chips, none on a grid; leave it out")
-    made = asked.model
+    made = asked.model or "ground"
     model = made if isinstance(made, Model) else load_model(made, asked.device)
     notes = index_imagery(protocol, asked.gallery, model, progress)
     poses = different_poses(protocol.samples)

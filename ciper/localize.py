@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ciper.camera import Camera, CameraOverrides
+from ciper.checkpoint import shipped_names
 from ciper.data.poses import PhotoPose
 from ciper.data.preprocess import ReadPhoto, read_with_camera
 from ciper.errors import GalleryError
@@ -147,16 +148,18 @@ class Localizer:
 
     Args:
         gallery: folder written by `ciper index`.
-        model: name or file of the weights that made the gallery.
+        model: name or file of the weights that made the gallery; None takes the shipped ones that
+            it names.
         device: cpu, cuda or mps.
     """
 
     def __init__(
         self,
         gallery: str | Path | Gallery,
-        model: str | Path | Model = "ground",
+        model: str | Path | Model | None = None,
         device: str | None = None,
     ) -> None:
+        model = weights_named_by(gallery) if model is None else model
         self.model = model if isinstance(model, Model) else load_model(model, device)
         self.gallery = (
             gallery
@@ -379,6 +382,13 @@ class Judged:
     posterior: Posterior
     features: tuple[float, ...]
     confidence: float
+
+
+def weights_named_by(gallery: str | Path | Gallery) -> str:
+    """The shipped weights that a gallery says it was made with; `ground` where it names others."""
+    opened = gallery if isinstance(gallery, Gallery) else Gallery.open(gallery)
+    name = opened.header.model_name
+    return name if name in shipped_names() else "ground"
 
 
 def judge(evidence: Evidence, prior: Prior, calibration: Calibration) -> Judged:

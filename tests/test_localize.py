@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from posterior_helpers import row_of_chips
 from ciper.camera import CameraOverrides
 from ciper.errors import GalleryError, GalleryModelMismatchError, GeoError, PhotoError
 from ciper.geo import LocalFrame, heading_error_deg
+from ciper.index import build_index
 from ciper.localize import (
     Localizer,
     confidence_features,
@@ -215,6 +217,20 @@ def test_galleries_are_searched_at_a_glance(
     found = localizer.answer(encoded)
     assert found.chips.tolist() == sorted(np.argsort(-wanted)[:4].tolist())
     assert found.posterior.place_prob.shape == (4, 32, 32)
+
+
+def test_a_gallery_names_its_model(
+    small_world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = tmp_path / "weights" / "tiny" / "model.safetensors"
+    shipped.parent.mkdir(parents=True)
+    shutil.copy(small_world.weights, shipped)
+    monkeypatch.setattr("ciper.checkpoint._SHIPPED", tmp_path / "weights")
+    build_index([small_world.raster], tmp_path / "gallery", load_model("tiny", "cpu"))
+    assert Localizer(tmp_path / "gallery").model.model_name == "tiny"
+    # Of weights that are not shipped the name is no file: the usual ones are tried.
+    shutil.move(shipped.parent, tmp_path / "weights" / "ground")
+    assert Localizer(tmp_path / "gallery").model.model_name == "ground"
 
 
 def test_photos_from_above_get_a_shorter_list_of_their_own(

@@ -24,6 +24,7 @@ from ciper.cli.options import (
     HeadingPrior,
     Height,
     Model,
+    ModelOfGallery,
     NearPrior,
     Picture,
     Pitch,
@@ -177,7 +178,7 @@ def localize(
         list[str], typer.Argument(metavar="PHOTO...", help="Files, globs or folders.")
     ],
     gallery: Gallery,
-    model: Model = "ground",
+    model: ModelOfGallery = None,
     near: NearPrior = None,
     heading: HeadingPrior = None,
     projection: Projection = None,
@@ -227,7 +228,7 @@ def evaluate(
     ],
     out: Annotated[Path, typer.Option(help="Folder of the report; an older one is replaced.")],
     gallery: Annotated[Path | None, typer.Option(help="Folder that `ciper index` wrote.")] = None,
-    model: Model = "ground",
+    model: ModelOfGallery = None,
     near_error: Annotated[
         float | None,
         typer.Option(metavar="M", help="Also with a prior that is this wrong, any direction."),

@@ -27,6 +27,13 @@ Seed = Annotated[int, typer.Option(min=0, help="Where everything random starts f
 Model = Annotated[
     str, typer.Option(metavar="NAME|FILE", help="Shipped weights, or a .safetensors file.")
 ]
+ModelOfGallery = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="Shipped weights, or a .safetensors file; the shipped ones that made the gallery.",
+    ),
+]
 Gallery = Annotated[Path, typer.Option(help="Folder that `ciper index` wrote.")]
 
 # ------------------------------------------------------------------------------------ of `localize`
