@@ -45,7 +45,7 @@ from ciper.model.load import Calibration, Model, PaperModel, export_weights, loa
 from ciper.model.model import PhotoCode
 from ciper.model.paper import PaperGround
 from ciper.model.set_fit import Seen, fit_scale, fit_spread
-from ciper.posterior import GAUSSIAN_WITHIN_SIGMA
+from ciper.posterior import GAUSSIAN_WITHIN_SIGMA, needed_scale
 
 Float = NDArray[np.floating[Any]]
 
@@ -67,7 +67,7 @@ class Case:
 
     log_density: of the true place (per m^2) without a floor.
     denser_mass, credible_mass: see `Posterior.highest_density_masses`.
-    area_m2: of the gallery.
+    area_m2: of the chips that were matched.
     visible_share: of the horizon.
     """
 
@@ -210,14 +210,15 @@ class Answered:
         is_own: whether the photo was taken in the gallery's city.
         features: that its confidence rests on.
         error_m: of the position.
-        heading_ratio: error of the heading in units of the stated spread; NaN if none is stated.
+        heading_scale: under which the stated spread would be the heading's error; NaN if there is
+            no such scale.
         visible_share: of the horizon, or of a plan view.
     """
 
     is_own: bool
     features: tuple[float, ...]
     error_m: float
-    heading_ratio: float
+    heading_scale: float
     visible_share: float
 
 
@@ -246,10 +247,10 @@ def fit_events(
 
 
 def fit_heading_scale(own: Sequence[Answered]) -> float:
-    """What 68.3 % of the heading's errors are within, in units of the spread; 1 if none is said."""
-    ratio = np.array([a.heading_ratio for a in own])
-    ratio = ratio[np.isfinite(ratio)]
-    return float(np.quantile(ratio, GAUSSIAN_WITHIN_SIGMA)) if len(ratio) else 1.0
+    """The scale under which 68.3 % of the headings are within their spread; 1 if none is said."""
+    needed = np.array([a.heading_scale for a in own])
+    needed = needed[np.isfinite(needed)]
+    return float(np.quantile(needed, GAUSSIAN_WITHIN_SIGMA)) if len(needed) else 1.0
 
 
 def fit_set(model: PaperModel, cities: Sequence[City], progress: Progress) -> PaperModel:
@@ -385,14 +386,15 @@ def answer(localizer: Localizer, photo: PhotoPose, *, is_own: bool) -> Answered:
     judged = localizer.judge(found)
     posterior, mode = judged.posterior, judged.posterior.mode
     x_m, y_m = posterior.places.to_local(lat=photo.lat, lon=photo.lon)
-    heading_deg, sigma_deg = posterior.places.pose(mode).heading_deg, posterior.heading_sigma_deg
-    has_ratio = photo.heading_deg is not None and np.isfinite(sigma_deg)
+    heading_deg = posterior.places.pose(mode).heading_deg
+    spread_deg = replace(posterior, heading_scale=1.0).heading_sigma_deg
+    is_known = photo.heading_deg is not None and np.isfinite(spread_deg)
     turn_deg = abs(float(wrap_signed_deg(heading_deg - (photo.heading_deg or 0.0))))
     return Answered(
         is_own=is_own,
         features=judged.features,
         error_m=float(np.hypot(mode.x_m - x_m, mode.y_m - y_m)),
-        heading_ratio=turn_deg / sigma_deg if has_ratio else np.nan,
+        heading_scale=needed_scale(spread_deg, turn_deg) if is_known else np.nan,
         visible_share=found.evidence.visible_share,
     )
 

@@ -161,6 +161,17 @@ def shipped_names() -> list[str]:
     return sorted(found.parent.name for found in _SHIPPED.glob(f"*/{_FILE_NAME}"))
 
 
+def knows_level_photos(header: Mapping[str, Any]) -> bool:
+    """Whether weights can know photos of streets: not if all learned from rasters, seen from above.
+
+    Args:
+        header: of a checkpoint or of exported weights.
+    """
+    config = header.get("config", {})
+    has_rasters = bool(config.get("data", {}).get("rasters"))
+    return not has_rasters or config.get("train", {}).get("trained", "all") == "plan"
+
+
 def _parse_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     if _HEADER_KEY not in metadata:
         raise CheckpointError(

@@ -19,6 +19,7 @@ from ciper.checkpoint import shipped_names
 from ciper.data.poses import PhotoPose
 from ciper.data.preprocess import ReadPhoto, read_with_camera
 from ciper.errors import GalleryError
+from ciper.gallery.manifest import Manifest
 from ciper.gallery.store import Gallery
 from ciper.geo import LocalFrame, Pose
 from ciper.logits import logsumexp
@@ -289,7 +290,8 @@ class Localizer:
             has_imagery=self._has_imagery[chips],
             log_prior=prior.on_coarse_cells,
         )
-        return Match(chips, places, prior, evidence)
+        share = len(chips) / len(self._possible(near))
+        return Match(chips, places, prior, replace(evidence, matched_share=share))
 
     def judge(self, found: Match) -> Judged:
         """The calibrated posterior of some evidence, with its confidence."""
@@ -297,21 +299,26 @@ class Localizer:
 
     def candidates(self, code: PhotoCode, near: Near | None) -> NDArray[np.int64]:
         """The chips that the photo is matched with: all, those near the prior, or a shortlist."""
-        chips = np.arange(len(self.gallery))
-        if near is not None:
-            reach = near.reach_m
-            chips = self.gallery.chips_within(lat=near.lat, lon=near.lon, radius_m=reach)
-            if len(chips) == 0:
-                raise GalleryError(
-                    f"{self.gallery.path} has no chip within {reach:.0f} m of "
-                    f"{near.lat}, {near.lon}; expected a position inside the imagery: check "
-                    "--near LAT,LON,RADIUS_M"
-                )
+        chips = self._possible(near)
         is_plan = isinstance(code, GroundCode) and bool(code.is_plan.all())
         if len(chips) > (MAX_EXHAUSTIVE_FROM_ABOVE if is_plan else MAX_EXHAUSTIVE_CHIPS):
             length = NUM_SHORTLIST_FROM_ABOVE if is_plan else NUM_SHORTLIST
             chips = self._shortlist(code, chips, length, is_all=near is None)
         return np.sort(chips)
+
+    def _possible(self, near: Near | None) -> NDArray[np.int64]:
+        """All chips, or those that a prior leaves."""
+        if near is None:
+            return np.arange(len(self.gallery))
+        reach = near.reach_m
+        chips = self.gallery.chips_within(lat=near.lat, lon=near.lon, radius_m=reach)
+        if len(chips) == 0:
+            raise GalleryError(
+                f"{self.gallery.path} has no chip within {reach:.0f} m of "
+                f"{near.lat}, {near.lon}; expected a position inside the imagery: check "
+                "--near LAT,LON,RADIUS_M"
+            )
+        return chips
 
     def _shortlist(
         self, code: PhotoCode, chips: NDArray[np.int64], length: int, *, is_all: bool
@@ -386,8 +393,8 @@ class Judged:
 
 def weights_named_by(gallery: str | Path | Gallery) -> str:
     """The shipped weights that a gallery says it was made with; `ground` where it names others."""
-    opened = gallery if isinstance(gallery, Gallery) else Gallery.open(gallery)
-    name = opened.header.model_name
+    manifest = gallery.manifest if isinstance(gallery, Gallery) else Manifest.read(Path(gallery))
+    name = manifest.header.model_name
     return name if name in shipped_names() else "ground"
 
 
@@ -397,6 +404,9 @@ def judge(evidence: Evidence, prior: Prior, calibration: Calibration) -> Judged:
     posterior = posterior_of(evidence, prior.places, calibration)
     if prior.says_something:
         posterior = posterior.times(prior.log_position, prior.log_heading)
+    if prior.heading is not None:
+        # What is told is as sure as it is told to be.
+        posterior = replace(posterior, heading_scale=1.0)
     features = confidence_features(evidence, posterior, prior.on_coarse_cells)
     confidence = logistic(view.confidence, features)
     # Who is within 5 m is in the gallery: the larger of the two models holds.
@@ -440,6 +450,7 @@ def confidence_features(
     else:
         is_possible = np.isfinite(e.coarse)
         mean = logsumexp(e.coarse + log_prior) - logsumexp(log_prior[is_possible])
+    mean += np.log(e.matched_share)  # where a shortlist was matched, of all that could have been
     return (
         float(np.log(mass / (1 - mass))),
         float(coarse[best] - mean),

@@ -131,8 +131,10 @@ def benchmark_nadir(
             asked = _asked_of_classical(ours["num_queries"], options.num_classical)
             if len(asked) < ours["num_queries"]:
                 rows.append(_same_row(model.model_name, folder / "model", asked))
-            photos = [read_poses(poses)[int(i)] for i in asked]
-            rows += _classical_rows(methods, photos, gallery, options, progress)
+            photos = read_poses(poses)
+            rows += _classical_rows(
+                methods, [photos[int(i)] for i in asked], gallery, options, progress
+            )
         floor, no_floor = _floor(options, progress)
         figures = {
             "photos": list(options.photos),
@@ -225,11 +227,18 @@ def _asked_of_classical(num_photos: int, num_classical: int) -> NDArray[np.int64
 
 def _same_row(name: str, report: Path, asked: NDArray[np.int64]) -> Row:
     """The model's figures on the photos that the methods without learning are asked for."""
-    columns = ("posterior_rank", "posterior_hit_rank", "error_m", "heading_error_deg", "seconds")
-    table = pq.read_table(report / TABLE, columns=list(columns)).to_pydict()
-    answers = ([table[column][i] for column in columns] for i in asked)
-    found = [_Found(*answer) for answer in answers if None not in answer]
-    return _row(f"{name}, the photos of the methods below", found)
+    rows = pq.read_table(report / TABLE).to_pylist()
+
+    def found(row: Mapping[str, Any]) -> _Found:
+        """What a photo without an answer, or outside of the gallery, has no figure for, failed."""
+        failed = {"error_m": np.inf, "heading_error_deg": 180.0, "seconds": np.nan}
+        names = ("posterior_rank", "posterior_hit_rank", *failed)
+        values: list[Any] = [
+            failed.get(n, NO_REFERENCE) if row[n] is None else row[n] for n in names
+        ]
+        return _Found(*values)
+
+    return _row(f"{name}, the photos of the methods below", [found(rows[int(i)]) for i in asked])
 
 
 def _classical_rows(
@@ -314,7 +323,7 @@ def _row(name: str, found: Sequence[_Found]) -> Row:
         within_5m=float((distance_m <= WITHIN_M[1]).mean()),
         median_m=float(np.median(distance_m)),
         heading_median_deg=float(np.median([f.turn_deg for f in found])),
-        seconds=float(np.median([f.seconds for f in found])),
+        seconds=float(np.nanmedian([f.seconds for f in found])),
     )
 
 

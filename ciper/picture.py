@@ -60,7 +60,7 @@ OVERVIEW_BINS = 160
 MAX_PHOTO_PX = 1400
 MAX_ROWS = 10  # of the table of hypotheses: more would run into the legend
 COMPASS = ("N", "NE", "E", "SE", "S", "SW", "W", "NW")
-UNKNOWN_SIGMA_DEG = 100.0  # a uniform heading has a circular deviation beyond any such number
+UNKNOWN_SIGMA_DEG = 100.0  # a uniform heading has a spread of 123 deg
 
 
 def answer_picture(

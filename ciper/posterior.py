@@ -35,6 +35,8 @@ Float = NDArray[np.floating[Any]]
 
 # A Gaussian's mass within one standard deviation.
 GAUSSIAN_WITHIN_SIGMA = math.erf(0.5**0.5)
+# Half of the arc that holds as much of a uniform heading.
+UNKNOWN_SPREAD_DEG = 180.0 * GAUSSIAN_WITHIN_SIGMA
 # Half a fine step: the widest in which coarse and fine headings have whole cells.
 GRAIN_DEG = FINE_STEP_DEG / 2
 
@@ -288,7 +290,9 @@ class Posterior:
 
     @cached_property
     def heading_sigma_deg(self) -> float:
-        """Half of the shortest arc that holds 68.3 % of the mass, scaled; infinite if unknown.
+        """Half of the shortest arc that holds 68.3 % of the mass, see `scaled_spread`.
+
+        Infinite where nothing is said of headings.
 
         Of a Gaussian that is the standard deviation. A circular standard deviation would call a
         heading that is right to half a degree uncertain by 14 degrees, because of the 3 % that a
@@ -304,7 +308,7 @@ class Posterior:
         for grain in (first - 1, first):
             np.add.at(mass, grain % len(mass), fine / 2)
         half_deg = shortest_arc(mass, GAUSSIAN_WITHIN_SIGMA) / 2 * GRAIN_DEG
-        return min(half_deg * self.heading_scale, 180.0)
+        return scaled_spread(half_deg, self.heading_scale)
 
     def sample(self, num_samples: int, rng: np.random.Generator) -> Float:
         """Draws poses `(num_samples, 3)`: x_m, y_m, heading_deg, uniform within their cells."""
@@ -369,6 +373,24 @@ class Posterior:
             prob=mass,
             chip=int(r.chip[window]),
         )
+
+
+def scaled_spread(half_deg: float, scale: float) -> float:
+    """A spread as it is stated: scaled if it is small, and as it is if all headings are as likely.
+
+    The scale's logarithm fades evenly from a spread of 0 to that of no knowledge, so that a heading
+    that nobody knows is never called known.
+    """
+    fading = max(1.0 - half_deg / UNKNOWN_SPREAD_DEG, 0.0)
+    return float(min(half_deg * scale**fading, 180.0))
+
+
+def needed_scale(half_deg: float, error_deg: float) -> float:
+    """The scale under which `scaled_spread` is an error; NaN where no scale changes it much."""
+    fading = 1.0 - half_deg / UNKNOWN_SPREAD_DEG
+    if fading < 0.05:
+        return np.nan
+    return float((error_deg / half_deg) ** (1.0 / fading))
 
 
 def shortest_arc(mass: Float, share: float) -> float:

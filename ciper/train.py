@@ -157,9 +157,15 @@ def open_data(config: TrainConfig, team: Team) -> Data:
     """Opens the data set or the rendered cities; each process makes its part of every batch.
 
     Raises:
-        ConfigError: the network expects chips or canvases of another geometry.
+        ConfigError: the network expects chips or canvases of another geometry, or something is
+            said to be known of poses that are drawn without it.
         DatasetError: the data set is not as published.
     """
+    if config.criterion.known is not None:
+        raise ConfigError(
+            "criterion.known is set, but the data have any heading, and cameras anywhere in the "
+            "chip's central half; expected none: the study alone has pairs that keep to it"
+        )
     if config.real.spec:
         # Only here, for the label files of data sets take geodesy, which nothing else here needs.
         from ciper.training.real import open_pairs

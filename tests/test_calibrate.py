@@ -73,7 +73,7 @@ def test_headings_are_scaled_until_two_thirds_are_within() -> None:
     own = [Answered(True, (), 1.0, float(r), 1.0) for r in ratios]
     assert fit_heading_scale(own) == pytest.approx(0.4, rel=0.05)
     # Who states no spread has no say.
-    assert fit_heading_scale([*own, *[replace(own[0], heading_ratio=np.nan)] * 4000]) == (
+    assert fit_heading_scale([*own, *[replace(own[0], heading_scale=np.nan)] * 4000]) == (
         fit_heading_scale(own)
     )
-    assert fit_heading_scale([replace(own[0], heading_ratio=np.nan)]) == 1.0
+    assert fit_heading_scale([replace(own[0], heading_scale=np.nan)]) == 1.0

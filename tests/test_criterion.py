@@ -17,6 +17,7 @@ from ciper.errors import ConfigError, TrainingError
 from ciper.model.criterion import (
     Criterion,
     CriterionConfig,
+    KnownCells,
     Modes,
     Negatives,
     coarse_labels,
@@ -275,8 +276,8 @@ def test_what_is_known_by_hand() -> None:
     assert known.log_heading(np.array([359.0, 1.0]), FINE)[0] == pytest.approx(
         float(known.log_heading(np.array([1.0]), FINE)[0])
     )
-    assert known.log_offset(np.array([-21.0, 21.1]), FINE).tolist() == [0.0, -1e4]
-    assert known.log_offset(np.array([22.0, -22.1]), COARSE).tolist() == [0.0, -1e4]
+    assert known.log_offset(np.array([-21.9, 22.0]), FINE).tolist() == [0.0, -1e4]
+    assert known.log_offset(np.array([23.9, -24.0]), COARSE).tolist() == [0.0, -1e4]
 
 
 @pytest.mark.parametrize(("sigma", "reach"), [(0.0, 1.0), (1.0, -2.0), (float("nan"), 1.0)])
@@ -285,23 +286,60 @@ def test_what_cannot_be_known_is_refused(sigma: float, reach: float) -> None:
         KnownPose(sigma, reach)
 
 
-def test_poses_that_are_ruled_out_teach_nothing() -> None:
+@pytest.mark.parametrize("reach_m", [11.0, 15.0, 18.0, 20.0, 22.5, 23.0, 32.0])
+def test_poses_that_are_ruled_out_teach_nothing(reach_m: float) -> None:
     torch.manual_seed(0)
-    network, batch = Network(TINY), make_batch(4)
-    batch.pose[:, :2] = batch.pose[:, :2].clamp(-19.0, 19.0)
-    batch.pose[:, 2] = 0.0
-    known = KnownPose(heading_sigma_deg=0.5, reach_m=20.0)
+    network, batch = Network(TINY_REFINED), make_batch(8)
+    batch.pose[:, :2] = (2 * torch.rand(8, 2) - 1) * reach_m
+    batch.pose[:2, :2] = torch.tensor([[reach_m, -reach_m], [-reach_m, reach_m]])
+    batch.pose[:, 2] = torch.rand(8) * 0.7 - 0.35
+    known = KnownPose(heading_sigma_deg=0.5, reach_m=reach_m)
     with torch.no_grad():
         plain, told, city, told_city = (
-            float(score(network, batch, num_negative_chips=number, known=prior)[0]["coarse"])
+            score(network, batch, num_negative_chips=number, known=prior)[0]
             for number in (0, 3)
             for prior in (None, known)
         )
-    # A new network finds all poses equally likely: 8,192 of them, or 144 and some neighbours.
-    assert plain == pytest.approx(np.log(32 * 256), abs=0.5)
-    assert told == pytest.approx(np.log(144), abs=0.5)
-    # Wrong chips have the same headings ruled out, so that they cannot outweigh the right one.
-    assert told < told_city < city
+    # A new network finds all poses equally likely: 8,192, or some hundred and their neighbours.
+    num_near = len(np.flatnonzero(known.on_axes(COARSE, 16)[1] == 0)) ** 2
+    assert float(plain["coarse"]) == pytest.approx(np.log(32 * 256), abs=0.5)
+    assert float(told["coarse"]) == pytest.approx(np.log(num_near), abs=0.7)
+    assert told["coarse"] < told_city["coarse"] < city["coarse"]
+    # Nor is any truth ruled out at the fine level, or for the refiner.
+    assert float(told_city["fine"]) < float(city["fine"])
+    assert float(told_city["ranking"]) < 10.0
+
+
+def test_wrong_chips_stand_for_the_city_whatever_is_known() -> None:
+    for sigma_deg, share in ((0.5, 0.994), (1e6, 0.5)):
+        known = KnownCells(KnownPose(heading_sigma_deg=sigma_deg))
+        assert known.heading_share == pytest.approx(share, abs=0.01)
+
+
+def test_fine_cells_know_what_coarse_ones_do() -> None:
+    known = KnownCells(KnownPose(heading_sigma_deg=5.0, reach_m=20.0))
+    # Windows in all four quadrants: about 21 m from the centre along both axes, at two headings.
+    one = torch.zeros(4, dtype=torch.long)
+    row, column = torch.tensor([21, 21, 42, 42]), torch.tensor([21, 42, 21, 42])
+    windows = Windows(one, one, row, column, torch.tensor([0, 127, 1, 64]))
+    fine = known.fine(windows)
+    assert fine.shape == (4, 9, 7, 7)
+    middle = fine[:, 4, 3, 3]
+    variance = 5.0**2 + 2.8125**2 / 12
+    assert middle[0] == 0 and middle[1] == middle[2]
+    assert middle[1] == pytest.approx(-0.5 * 2.8125**2 / variance)
+    assert middle[3] == pytest.approx(-0.5 * 180**2 / variance)
+    # Beyond 22 m, outwards of the middle cell, no camera has a share in a cell.
+    for quadrant, (rows, columns) in enumerate(
+        [
+            (slice(0, 3), slice(0, 3)),
+            (slice(0, 3), slice(4, 7)),
+            (slice(4, 7), slice(0, 3)),
+            (slice(4, 7), slice(4, 7)),
+        ]
+    ):
+        assert fine[quadrant, 4, rows].max() < -1000 and fine[quadrant, 4, :, columns].max() < -1000
+    assert np.isclose(fine[0, 4, 3:, 3:].numpy(), 0).all()
 
 
 def test_statistics_by_hand() -> None:

@@ -22,6 +22,7 @@ from ciper.localize import (
     Localizer,
     confidence_features,
     crs_name,
+    judge,
     logistic,
     posterior_of,
 )
@@ -29,6 +30,7 @@ from ciper.model.calibration import PosteriorShape
 from ciper.model.load import Calibration, load_model
 from ciper.model.matcher import Evidence
 from ciper.model.network import GroundCode
+from ciper.posterior import scaled_spread
 from ciper.prior import Heading, Near, Prior
 
 
@@ -249,6 +251,8 @@ def test_photos_from_above_get_a_shorter_list_of_their_own(
     assert scores is not None
     found = localizer.candidates(from_above, None)
     assert found.tolist() == sorted(np.argsort(-scores)[:3].tolist())
+    assert localizer.match(from_above).evidence.matched_share == 3 / len(chips)
+    assert localizer.match(code).evidence.matched_share == 1.0
 
 
 def test_large_galleries_are_searched_by_descriptor(
@@ -280,11 +284,33 @@ def test_confidence_features_by_hand() -> None:
     mean = np.log(np.exp(coarse.astype(float)).mean())
     assert above == pytest.approx(3.0 - mean, abs=1e-4)
     assert confirmed == pytest.approx(4.0 - (4.0 + 0.5) / 2)
+    # Of a shortlist, the mean is that over all chips that could have been matched.
+    some = replace(evidence, matched_share=0.25)
+    assert confidence_features(some, posterior, None)[1] == pytest.approx(above + np.log(4))
     # A prior that leaves everything changes nothing.
     flat = np.full_like(coarse, -1.25)
     assert confidence_features(evidence, posterior, flat) == pytest.approx(
         (mass, above, confirmed, 1.0)
     )
+
+
+def test_stated_spreads_of_headings_are_those_of_the_calibration(
+    localizer: Localizer, small_world: SmallWorld
+) -> None:
+    found = localizer.match(localizer.read(small_world.poses[0].photo).code)
+    told = replace(found, prior=replace(found.prior, heading=Heading(90.0, 10.0)))
+    shape = PosteriorShape(heading_scale=0.5)
+    plain, halved = Calibration(), Calibration(wide=shape, narrow=shape)
+    spreads = [judge(found.evidence, found.prior, c).posterior for c in (plain, halved)]
+    assert spreads[1].heading_scale == 0.5
+    assert spreads[1].heading_sigma_deg == pytest.approx(
+        scaled_spread(spreads[0].heading_sigma_deg, 0.5)
+    )
+    # What was told is as sure as it was told to be.
+    same = [
+        judge(found.evidence, told.prior, c).posterior.heading_sigma_deg for c in (plain, halved)
+    ]
+    assert same[0] == same[1]
 
 
 def test_logistic_by_hand() -> None:

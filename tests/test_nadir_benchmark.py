@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import rasterio
@@ -23,7 +24,7 @@ from ciper.index import build_index
 from ciper.model.calibration import Calibration, PosteriorShape, ViewCalibration
 from ciper.model.load import load_model
 from ciper.model.matcher import Evidence
-from ciper.nadir_benchmark import NadirBenchmarkOptions, benchmark_nadir
+from ciper.nadir_benchmark import NadirBenchmarkOptions, _same_row, benchmark_nadir
 
 WITH_PLAN = replace(TINY, has_plan_head=True)
 
@@ -93,6 +94,20 @@ def test_methods_side_by_side(dates: Path, weights: Path, tmp_path: Path) -> Non
     assert saved["table"] == figures["table"]
 
 
+def test_photos_that_fail_count_beside_the_other_methods(tmp_path: Path) -> None:
+    rows = [
+        {"posterior_rank": 0, "posterior_hit_rank": 0, "error_m": 0.5, "heading_error_deg": 1.0,
+         "seconds": 0.2},
+        {"posterior_rank": None, "posterior_hit_rank": None, "error_m": None,
+         "heading_error_deg": None, "seconds": None},
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "per_query.parquet")
+    row = _same_row("ours", tmp_path, np.array([0, 1, 1]))
+    assert row.num_photos == 3
+    assert (row.recall_at_1, row.hit_rate, row.within_5m) == pytest.approx((1 / 3,) * 3)
+    assert (row.median_m, row.heading_median_deg, row.seconds) == (np.inf, 180.0, 0.2)
+
+
 def test_photos_are_kept_and_heights_change_what_is_told(
     dates: Path, weights: Path, tmp_path: Path
 ) -> None:
@@ -130,6 +145,7 @@ def test_photos_from_above_are_calibrated_alone(dates: Path, weights: Path, tmp_
     fitted = calibrate(weights, out, config, cache=tmp_path / "cache", nadir=imagery, device="cpu")
     found = load_model(out, "cpu").calibration
     assert found == fitted and found.plan is not None
+    assert found.plan.shape.heading_scale != 1.0
     of_plan = Evidence(*(np.zeros(1),) * 6, is_plan=True)  # type: ignore[arg-type]
     assert found.is_fitted_to(of_plan) and not found.is_fitted
     assert replace(found, plan=None) == Calibration(is_fitted=False)

@@ -269,6 +269,17 @@ def test_weights_know_which_photos_they_were_trained_on(
     assert misfit is None if knows_level else "photos that look straight down alone" in str(misfit)
 
 
+def test_a_head_does_not_learn_beside_weights_without_streets(dates: str, tmp_path: Path) -> None:
+    all_of_them = train(config_of(dates), tmp_path / "all")
+    for trained in ("all", "plan"):
+        config = replace(config_of(dates, trained=trained), init=str(all_of_them))
+        if trained == "all":
+            assert Run(config, tmp_path / "again", "cpu").step == 0
+            continue
+        with pytest.raises(ConfigError, match="trained on photos from above alone"):
+            Run(config, tmp_path / "head", "cpu")
+
+
 def test_a_new_head_forgets_what_the_file_holds(dates: str, tmp_path: Path) -> None:
     headed = replace(TINY, has_plan_head=True)
     start = write_tiny_weights(tmp_path / "start.safetensors", config=headed)

@@ -8,7 +8,15 @@ from posterior_helpers import Floats, peak, posterior_from, row_of_chips
 
 from ciper.geo import LocalFrame, heading_error_deg, wrap_signed_deg
 from ciper.metrics import coverage
-from ciper.posterior import Hypothesis, Places, Posterior, shortest_arc
+from ciper.posterior import (
+    UNKNOWN_SPREAD_DEG,
+    Hypothesis,
+    Places,
+    Posterior,
+    needed_scale,
+    scaled_spread,
+    shortest_arc,
+)
 from ciper.refinement import Refinement
 
 TWO = row_of_chips(2)
@@ -151,7 +159,7 @@ def test_shortest_arcs_by_hand(shift: int) -> None:
 def test_a_floor_does_not_make_a_sharp_heading_uncertain() -> None:
     sharp = two_places(0.5)
     half = replace(sharp, heading_scale=0.5)
-    assert half.heading_sigma_deg == pytest.approx(sharp.heading_sigma_deg / 2)
+    assert half.heading_sigma_deg == pytest.approx(sharp.heading_sigma_deg / 2, rel=0.01)
     assert replace(sharp, heading_scale=1e6).heading_sigma_deg == 180.0
     assert sharp.heading_sigma_deg == pytest.approx(0.683 * 2.8125 / 2, rel=0.01)
     floor = np.full((1, 32, 16, 16), 0.03 / 32 / 256)
@@ -159,6 +167,20 @@ def test_a_floor_does_not_make_a_sharp_heading_uncertain() -> None:
     posterior = Posterior(sharp.places, floor, fine)
     # In one fine cell 2.8 deg wide; 0.683 of the mass is 0.70 of what lies there.
     assert posterior.heading_sigma_deg == pytest.approx(0.683 / 0.97 * 2.8125 / 2, rel=0.01)
+
+
+def test_spreads_are_scaled_the_less_the_less_is_known() -> None:
+    assert scaled_spread(0.0, 0.4) == 0.0
+    assert scaled_spread(UNKNOWN_SPREAD_DEG / 2, 0.25) == pytest.approx(UNKNOWN_SPREAD_DEG / 4)
+    assert scaled_spread(UNKNOWN_SPREAD_DEG, 0.25) == pytest.approx(122.9, abs=0.1)
+    for half_deg in (0.5, 5.0, 50.0, 100.0):
+        scale = needed_scale(half_deg, 7.0)
+        assert scaled_spread(half_deg, scale) == pytest.approx(7.0)
+    assert np.isnan(needed_scale(120.0, 7.0))
+    # A heading that nobody knows is never called known, whatever the scale.
+    unknown = posterior_from(TWO, peak(20.0, 0.0, 0.0, sigma_deg=1e6))
+    for scale in (0.3, 1.0, 3.0):
+        assert replace(unknown, heading_scale=scale).heading_sigma_deg > 115
 
 
 def two_places(prob: float) -> Posterior:

@@ -21,6 +21,7 @@ from ciper.data.synthetic import SyntheticConfig, find_city, render_city
 from ciper.errors import ConfigError, OutputError
 from ciper.model.calibration import PosteriorShape
 from ciper.model.criterion import CriterionConfig
+from ciper.model.known import KnownPose
 from ciper.model.load import Calibration, export_weights, load_model
 from ciper.model.network import NetworkConfig
 from ciper.train import OptimConfig, Run, TrainConfig, open_data, train, training_steps
@@ -360,3 +361,9 @@ def test_the_command_trains_under_torchrun(recipe_file: Path, tmp_path: Path) ->
     _, header = load_checkpoint(out / "checkpoint.safetensors")
     assert header["step"] == 3
     assert len(list(out.glob("events.*"))) <= 1
+
+
+def test_what_no_pair_keeps_to_cannot_be_known() -> None:
+    config = TrainConfig(criterion=CriterionConfig(known=KnownPose()))
+    with pytest.raises(ConfigError, match=r"criterion\.known is set"):
+        open_data(config, Team("cpu"))

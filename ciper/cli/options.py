@@ -31,7 +31,7 @@ ModelOfGallery = Annotated[
     str | None,
     typer.Option(
         metavar="NAME|FILE",
-        help="Shipped weights, or a .safetensors file; the shipped ones that made the gallery.",
+        help="Shipped weights, or a .safetensors file; if none, what the gallery was made with.",
     ),
 ]
 Gallery = Annotated[Path, typer.Option(help="Folder that `ciper index` wrote.")]

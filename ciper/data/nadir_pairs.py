@@ -100,7 +100,7 @@ class Sites:
 
     @property
     def note(self) -> str:
-        """A warning where most places have no imagery of another date; else nothing."""
+        """A warning where most places are in no other raster, so of no other date; else nothing."""
         alone = np.mean([not others for others in self.others])
         if alone <= 0.5:
             return ""

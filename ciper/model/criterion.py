@@ -6,6 +6,7 @@ Losses come back by name and unweighted; their weights are configuration.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,10 +14,18 @@ from torch import Tensor, nn
 
 from ciper.data.sample import Batch
 from ciper.errors import ConfigError
-from ciper.model.decoder import COARSE, FINE, WINDOW_CELLS, WINDOW_HEADINGS, Windows
+from ciper.model.decoder import (
+    COARSE,
+    FINE,
+    WINDOW_CELLS,
+    WINDOW_HEADINGS,
+    Correlation,
+    Windows,
+)
 from ciper.model.known import KnownPose
 from ciper.model.network import AerialCode, GroundCode, Network
 from ciper.model.refine import ranking_loss, refined_pose_loss, window_candidates
+from ciper.pose_grid import NUM_FINE
 
 
 @dataclass(frozen=True)
@@ -28,8 +37,8 @@ class CriterionConfig:
     learns the odds that it will meet in a city. With 0 of them the poses of a photo's own chip are
     all there is. A wrong mode is one that is not within `near_m` and `near_deg` of the truth. The
     refiner ranks the true hypothesis against the best wrong mode of its own chip and of
-    `num_wrong_hypotheses` wrong chips. What is `known` of every pose weighs the coarse cells: poses
-    that it rules out teach nothing.
+    `num_wrong_hypotheses` wrong chips. What is `known` of every pose weighs all cells, as it does
+    at test: poses that it rules out teach nothing. It is for pairs that keep to it, the study's.
     """
 
     num_negative_chips: int = 16
@@ -50,13 +59,10 @@ class CriterionConfig:
 class Criterion(nn.Module):
     """Scores a network on a batch."""
 
-    log_known: Tensor | None
-
     def __init__(self, config: CriterionConfig) -> None:
         super().__init__()
         self.config = config
-        known = None if config.known is None else torch.from_numpy(config.known.on_coarse_cells())
-        self.register_buffer("log_known", known, persistent=False)
+        self.known = None if config.known is None else KnownCells(config.known)
 
     def forward(
         self,
@@ -83,14 +89,15 @@ class Criterion(nn.Module):
         """
         is_wrong = wrong_chips(batch)
         volume, negatives = self._coarse_logits(network, ground, aerial, is_wrong, generator)
+        weighed = volume if self.known is None else volume + self.known.coarse
         num_wrong_chips = 1 if network.refiner is None else self.config.num_wrong_hypotheses
         modes = self._modes(batch, volume, negatives, num_wrong_chips, generator)
         losses = {
             "retrieval": retrieval_loss(network, ground, aerial, batch.pose, is_wrong),
-            "coarse": coarse_loss(volume, negatives.logits, batch.pose),
+            "coarse": coarse_loss(weighed, negatives.weighed, batch.pose),
             **self._fine_losses(network, ground, aerial, batch, modes),
         }
-        return losses, statistics(volume.detach(), negatives.logits.detach(), batch.pose)
+        return losses, statistics(weighed.detach(), negatives.weighed.detach(), batch.pose)
 
     def _coarse_logits(
         self,
@@ -105,22 +112,20 @@ class Criterion(nn.Module):
         batch = len(volume)
         chips = torch.randperm(batch, generator=generator)[: self.config.num_negative_chips]
         shift = torch.randint(0, 2, (3,), generator=generator).tolist()
-        if self.log_known is not None:
+        if self.known is not None:
             shift[2] = 0  # The heading that is known is the first of them.
         chips = chips.to(volume.device)
         maps = aerial.coarse[chips][:, :, shift[0] :, shift[1] :]
         logits = network.correlation.coarse_volume(templates[:, shift[2] :: 2], maps, stride=2)
         logits = logits.float()
-        if self.log_known is not None:
-            log_known = self.log_known.to(volume.device)
-            volume = volume + log_known
-            logits = logits + log_known[shift[2] :: 2, shift[0] :: 2, shift[1] :: 2]
         keep = is_wrong[:, chips]
-        num_cells = keep.sum(1).clamp_min(1) * logits.shape[-1] * logits.shape[-2] / 2
+        heading_share = 0.5 if self.known is None else self.known.heading_share
+        num_cells = keep.sum(1).clamp_min(1) * logits.shape[-1] * logits.shape[-2] * heading_share
         log_weight = (self.config.city_cells / num_cells).log()
         logits = logits + log_weight[:, None, None, None, None]
         logits = logits.masked_fill(~keep[:, :, None, None, None], -math.inf)
-        return volume, Negatives(logits, chips, log_weight, tuple(shift))
+        log_known = None if self.known is None else self.known.on_negatives(shift)
+        return volume, Negatives(logits, chips, log_weight, tuple(shift), log_known)
 
     def _fine_losses(
         self,
@@ -134,10 +139,10 @@ class Criterion(nn.Module):
 
         They are those about the truth, the wrong mode of its chip and that of one wrong chip.
         """
-        correlate = network.correlation.fine_volume
+        correlate = network.correlation
         num_windows = min(3, modes.num_per_photo)
         first = num_windows * len(batch)
-        fine = correlate(ground.polar_fine, aerial.fine, modes.windows.part(0, first)).float()
+        fine = self._fine_logits(correlate, ground, aerial, modes.windows.part(0, first))
         logits = (fine.flatten(1) + modes.logit[:first, None]).view(num_windows, len(batch), -1)
         log_prob = logits.transpose(0, 1).flatten(1).log_softmax(1)[:, : modes.labels.shape[1]]
         losses = {"fine": -(modes.labels * log_prob).sum(1).mean()}
@@ -146,8 +151,8 @@ class Criterion(nn.Module):
         # The refiner learns beside the correlation, which must stay good without it.
         with torch.no_grad():
             if num_windows < modes.num_per_photo:
-                rest = correlate(ground.polar_fine, aerial.fine, modes.windows.part(first, None))
-                fine = torch.cat([fine, rest.float()])
+                rest = modes.windows.part(first, None)
+                fine = torch.cat([fine, self._fine_logits(correlate, ground, aerial, rest)])
             candidates = window_candidates(modes.windows, fine)
             logit = modes.logit + fine.flatten(1).logsumexp(1)
         polar = (ground.polar_coarse.detach(), ground.polar_fine.detach())
@@ -157,6 +162,17 @@ class Criterion(nn.Module):
         losses["refined_pose"] = refined_pose_loss(candidates, refined, batch.pose)
         return losses
 
+    def _fine_logits(
+        self,
+        correlation: Correlation,
+        ground: GroundCode,
+        aerial: AerialCode,
+        windows: Windows,
+    ) -> Tensor:
+        """`(W, 9, 7, 7)` logits of the windows' cells, weighed by what is known."""
+        logits = correlation.fine_volume(ground.polar_fine, aerial.fine, windows).float()
+        return logits if self.known is None else logits + self.known.fine(windows)
+
     def _modes(
         self,
         batch: Batch,
@@ -165,16 +181,59 @@ class Criterion(nn.Module):
         num_wrong_chips: int,
         generator: torch.Generator,
     ) -> Modes:
-        """Windows about the truth, the best wrong mode of its chip, and those of wrong chips."""
+        """Windows about the truth, the best wrong mode of its chip, and those of wrong chips.
+
+        What is known has a say in which they are; their logits are free of it.
+        """
+        evidence = volume.detach()
+        weighed = evidence if self.known is None else evidence + self.known.coarse
+        wrong = weighed.masked_fill(near_truth(batch.pose, self.config), -math.inf)
+        best = wrong.flatten(1).argmax(1, keepdim=True)
         true, labels = true_windows(batch.pose, generator)
-        wrong = volume.detach().masked_fill(near_truth(batch.pose, self.config), -math.inf)
         groups = [
-            (true, logits_at(volume.detach(), true)),
-            (wrong_mode_windows(wrong, generator), wrong.flatten(1).amax(1)),
+            (true, logits_at(evidence, true)),
+            (wrong_mode_windows(wrong, generator), evidence.flatten(1).gather(1, best)[:, 0]),
             negatives.modes(num_wrong_chips, generator),
         ]
         windows, logits = zip(*groups, strict=True)
         return Modes(Windows.joined(windows), torch.cat(logits), labels)
+
+
+class KnownCells(nn.Module):
+    """What is known, on the cells that the criterion looks at."""
+
+    coarse: Tensor
+    fine_heading: Tensor
+    fine_offset: Tensor
+
+    def __init__(self, known: KnownPose) -> None:
+        super().__init__()
+        coarse = torch.from_numpy(known.on_coarse_cells())
+        heading, offset = (torch.from_numpy(a).float() for a in known.on_axes(FINE, 2 * NUM_FINE))
+        self.register_buffer("coarse", coarse, persistent=False)
+        self.register_buffer("fine_heading", heading, persistent=False)
+        self.register_buffer("fine_offset", offset, persistent=False)
+
+    @property
+    def heading_share(self) -> float:
+        """Share of what is known of headings that every second of them holds, from the first on."""
+        heading = self.coarse[:, 8, 8]
+        return float((heading[::2].logsumexp(0) - heading.logsumexp(0)).exp())
+
+    def on_negatives(self, shift: Sequence[int]) -> Tensor:
+        """`(16, 8, 8)` at every second row, column and heading, from the shift on."""
+        return self.coarse[shift[2] :: 2, shift[0] :: 2, shift[1] :: 2]
+
+    def fine(self, windows: Windows) -> Tensor:
+        """`(W, 9, 7, 7)` on the cells of windows."""
+        steps = torch.arange(WINDOW_HEADINGS, device=windows.heading.device) - WINDOW_HEADINGS // 2
+        cells = torch.arange(WINDOW_CELLS, device=windows.row.device) - WINDOW_CELLS // 2
+        heading = self.fine_heading[(windows.heading[:, None] + steps) % FINE.num_headings]
+        row, column = (
+            self.fine_offset[(middle[:, None] + cells).clamp(0, len(self.fine_offset) - 1)]
+            for middle in (windows.row, windows.column)
+        )
+        return heading[:, :, None, None] + row[:, None, :, None] + column[:, None, None, :]
 
 
 @dataclass(frozen=True)
@@ -200,23 +259,32 @@ class Negatives:
     """Evidence at wrong chips, at every second row, column and heading.
 
     `logits (B, N, 16, 8, 8)` with log weights `(B,)` added; `chips (N,)` index the batch, and N
-    may be 0; `shift` is the first row, column and heading.
+    may be 0; `shift` is the first row, column and heading; `log_known (16, 8, 8)` what is known.
     """
 
     logits: Tensor
     chips: Tensor
     log_weight: Tensor
     shift: tuple[int, ...]
+    log_known: Tensor | None = None
+
+    @property
+    def weighed(self) -> Tensor:
+        """The logits with what is known."""
+        return self.logits if self.log_known is None else self.logits + self.log_known
 
     def modes(self, num_chips: int, generator: torch.Generator) -> tuple[Windows, Tensor]:
         """The best pose of each photo's `num_chips` best wrong chips, best chips first.
 
         Returns:
-            A window around each, and their logits `(num_chips * B,)` without the weight.
+            A window around each, and their logits `(num_chips * B,)` without the weight and free
+            of what is known.
         """
         batch, num_negatives = self.logits.shape[:2]
-        value, cell = self.logits.detach().flatten(2).max(2)
-        top, chosen = value.topk(min(num_chips, num_negatives), dim=1)
+        value, cell = self.weighed.detach().flatten(2).max(2)
+        chosen = value.topk(min(num_chips, num_negatives), dim=1).indices
+        evidence = self.logits.detach().flatten(2).gather(2, cell[..., None])[..., 0]
+        top = evidence.gather(1, chosen)
         heading, row, column = unravel(cell.gather(1, chosen).T.flatten(), self.logits.shape[2:])
         row_shift, column_shift, heading_shift = self.shift
         windows = windows_around(

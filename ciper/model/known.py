@@ -43,14 +43,24 @@ class KnownPose:
         return np.asarray(-0.5 * np.square(turn) / variance)
 
     def log_offset(self, offset_m: Floats, cells: TemplateSpec) -> Floats:
-        """0 on cells that reach into the square about the centre, far below elsewhere."""
-        is_near = np.abs(offset_m) <= self.reach_m + cells.cell_m / 2
+        """0 on cells that a camera in the square about the centre may have, far below elsewhere.
+
+        A label is spread over the two cells nearest to it.
+        """
+        is_near = np.abs(offset_m) < self.reach_m + cells.cell_m
         return np.where(is_near, 0.0, IMPOSSIBLE)
 
     def on_coarse_cells(self) -> NDArray[np.float32]:
         """Log factors `(32, 16, 16)` of headings, rows and columns."""
-        turn_deg = np.arange(COARSE.num_headings) * COARSE.heading_step_deg
-        offset_m = (np.arange(NUM_COARSE) - NUM_COARSE / 2 + 0.5) * COARSE.cell_m
-        near = self.log_offset(offset_m, COARSE)
-        total = self.log_heading(turn_deg, COARSE)[:, None, None] + near[:, None] + near
+        heading, offset = self.on_axes(COARSE, NUM_COARSE)
+        total = heading[:, None, None] + offset[:, None] + offset
         return total.astype(np.float32)
+
+    def on_axes(self, cells: TemplateSpec, num_cells: int) -> tuple[Floats, Floats]:
+        """Log factors of all headings `(H,)`, and of the rows or columns `(N,)` about the centre.
+
+        They are the same for rows, which count from north, and for columns.
+        """
+        turn_deg = np.arange(cells.num_headings) * cells.heading_step_deg
+        offset_m = (np.arange(num_cells) - num_cells / 2 + 0.5) * cells.cell_m
+        return self.log_heading(turn_deg, cells), self.log_offset(offset_m, cells)

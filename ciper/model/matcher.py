@@ -55,6 +55,8 @@ class Evidence:
     visible_share: of the horizon, 0 to 1, that the photo sees; of a plan view, of its area.
     is_plan: whether the photo looks straight down.
     side_share: see `Refinement`; None for logits that know nothing within a coarse cell.
+    matched_share: of the chips that could hold the camera, how many these R are; the others have
+        next to no evidence.
     """
 
     coarse: Float
@@ -67,6 +69,7 @@ class Evidence:
     visible_share: float = 1.0
     is_plan: bool = False
     side_share: Float | None = None
+    matched_share: float = 1.0
 
 
 @torch.inference_mode()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ciper.camera import Camera, assumed_cameras, assumed_heights
+from ciper.checkpoint import knows_level_photos
 from ciper.data.plan_view import to_plan
 from ciper.data.preprocess import CanvasSpec, canvas_spec_for, to_canvas
 from ciper.errors import ConfigError
@@ -277,31 +278,21 @@ class CiperModel(Model):
 
     def misfit(self, camera: Camera) -> str | None:
         """As `Model.misfit`: it knows level photos, and with a plan head those from above."""
-        canvas = self.canvas
-        if self.is_from_above_alone:
-            return (
-                None
-                if camera.looks_down
-                else (
-                    f"the model {self.model_name!r} was trained on photos that look straight down "
-                    "alone; of others its answer means nothing: take the model 'ground'"
-                )
-            )
-        is_level = canvas.elevation_bottom_deg <= camera.pitch_deg <= canvas.elevation_top_deg
-        if is_level or (self.network.plan is not None and camera.looks_down):
+        canvas, has_plan = self.canvas, self.network.plan is not None
+        if has_plan and camera.looks_down:
             return None
-        known = "" if self.network.plan is None else " and photos that look straight down"
+        if not knows_level_photos(self.header):
+            return (
+                f"the model {self.model_name!r} was trained on photos that look straight down "
+                "alone; of others its answer means nothing: take the model 'ground'"
+            )
+        if canvas.elevation_bottom_deg <= camera.pitch_deg <= canvas.elevation_top_deg:
+            return None
+        known = " and photos that look straight down" if has_plan else ""
         return (
             f"the model {self.model_name!r} was trained on level photos{known}; of one with a "
             f"pitch of {camera.pitch_deg:.0f} deg its answer means little"
         )
-
-    @property
-    def is_from_above_alone(self) -> bool:
-        """Whether all weights were trained on rasters, which have no level photos."""
-        config = self.header.get("config", {})
-        has_rasters = bool(config.get("data", {}).get("rasters"))
-        return has_rasters and config.get("train", {}).get("trained", "all") == "all"
 
     def views(
         self, pixels: NDArray[np.uint8], camera: Camera, *, heading_deg: float | None = None

@@ -13,7 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ciper.checkpoint import load_checkpoint, part_of, save_checkpoint, weights_of
+from ciper.checkpoint import (
+    find_weights,
+    knows_level_photos,
+    load_checkpoint,
+    part_of,
+    save_checkpoint,
+    weights_of,
+)
 from ciper.config import from_dict, to_dict
 from ciper.data.batches import Pairs
 from ciper.data.neighbours import Int
@@ -52,7 +59,7 @@ class Run:
         self.config, self.out, self.team = config, out, team or Team(device)
         self.device = self.team.device
         self.network = make_network(config).to(self.device)
-        self.criterion = make_criterion(config)
+        self.criterion = make_criterion(config).to(self.device)
         self.backward = Backward(
             self.network,
             self.criterion,
@@ -212,6 +219,13 @@ class Run:
         from ciper.model.pretrained import initialise
 
         initialise(self.network, init, seed=self.config.train.seed)
+        is_head_alone = self.config.train.trained == "plan" and init not in ("random", "stem")
+        if is_head_alone and not knows_level_photos(load_checkpoint(find_weights(init))[1]):
+            raise ConfigError(
+                f"train.trained is plan, and {init} was trained on photos from above alone: beside "
+                "its weights a head would serve nobody; expected weights of street photos such as "
+                "init=ground, or train.trained=all"
+            )
         if self.config.plan_head == "new" and isinstance(self.network, Network):
             assert self.network.plan is not None, "the recipe refuses what is not there"
             self.network.plan.start_from(self.network.maps, self.network.place_descriptors)
