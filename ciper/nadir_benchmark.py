@@ -230,7 +230,7 @@ def _same_row(name: str, report: Path, asked: NDArray[np.int64]) -> Row:
     rows = pq.read_table(report / TABLE).to_pylist()
 
     def found(row: Mapping[str, Any]) -> _Found:
-        """What a photo without an answer, or outside of the gallery, has no figure for, failed."""
+        """One answer; without one, or outside of the gallery, a photo counts as failed."""
         failed = {"error_m": np.inf, "heading_error_deg": 180.0, "seconds": np.nan}
         names = ("posterior_rank", "posterior_hit_rank", *failed)
         values: list[Any] = [
