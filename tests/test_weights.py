@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ciper.checkpoint import find_weights
+from ciper.camera import Camera
+from ciper.checkpoint import find_weights, load_checkpoint
 from ciper.data.nadir import NadirConfig, cut_nadir_photos
 from ciper.evaluate import evaluate
 from ciper.geo import LocalFrame
@@ -31,12 +34,25 @@ def real_data() -> Path:
     return Path(folder)
 
 
-def test_the_shipped_file_is_small_and_described() -> None:
-    path = find_weights("ground")
+@pytest.mark.parametrize("name", ["ground", "nadir"])
+def test_the_shipped_files_are_small_and_described(name: str) -> None:
+    path = find_weights(name)
     assert path.stat().st_size <= 20_000_000
     card = (path.parent / "card.md").read_text()
     assert "ciper train" in card
     assert "ciper calibrate" in card
+    # Where they were trained is nobody's business.
+    assert '"/' not in json.dumps(load_checkpoint(path)[1])
+
+
+def test_each_kind_of_weights_knows_its_photos(ground: Model) -> None:
+    nadir = load_model("nadir", "cpu")
+    level = Camera("pinhole", 300, 400, 90.0)
+    from_above = replace(level, pitch_deg=-90.0)
+    assert ground.misfit(level) is ground.misfit(from_above) is nadir.misfit(from_above) is None
+    assert "take the model 'ground'" in str(nadir.misfit(level))
+    assert nadir.calibration.plan is not None and not nadir.calibration.is_fitted
+    assert nadir.model_hash != ground.model_hash
 
 
 def test_panoramas_of_an_unseen_city_are_found(ground: Model, tmp_path: Path) -> None:
@@ -70,12 +86,14 @@ def test_real_photos_of_elsewhere_get_no_confident_answer(
     assert (confidences > 0.5).sum() <= 1
 
 
+@pytest.mark.parametrize("name", ["ground", "nadir"])
 def test_photos_from_above_are_found_at_another_date(
-    ground: Model, real_data: Path, tmp_path: Path
+    real_data: Path, tmp_path: Path, name: str
 ) -> None:
     later = sorted((real_data / "naip").glob("chico_2020_1*.tif"))
-    build_index(later, tmp_path / "gallery", ground)
-    localizer = Localizer(tmp_path / "gallery", ground)
+    build_index(later, tmp_path / "gallery", load_model(name, "cpu"))
+    localizer = Localizer(tmp_path / "gallery", device="cpu")
+    assert localizer.model.model_name == name
     earlier = sorted((real_data / "naip").glob("chico_2018_1*.tif"))
     (tmp_path / "photos").mkdir()
     photos = cut_nadir_photos(earlier, tmp_path / "photos", NadirConfig(num_photos=11, seed=5))
