@@ -52,6 +52,7 @@ def test_each_kind_of_weights_knows_its_photos(ground: Model) -> None:
     assert ground.misfit(level) is ground.misfit(from_above) is nadir.misfit(from_above) is None
     assert "take the model 'ground'" in str(nadir.misfit(level))
     assert nadir.calibration.plan is not None and not nadir.calibration.is_fitted
+    assert nadir.limits == ground.limits == ()
     assert nadir.model_hash != ground.model_hash
 
 

@@ -145,9 +145,13 @@ class Model(ABC):
     @property
     def limits(self) -> tuple[str, ...]:
         """What whoever reads its answers must know."""
-        if self.calibration.is_fitted:
+        is_fitted_from_above = self.calibration.plan is not None
+        if self.calibration.is_fitted or (
+            # Of level photos `misfit` has worse to say.
+            is_fitted_from_above and not knows_level_photos(self.header)
+        ):
             return ()
-        photos = "" if self.calibration.plan is None else " for photos that do not look down"
+        photos = "" if not is_fitted_from_above else " for photos that do not look down"
         return (
             f"the model {self.model_name!r} is not calibrated{photos}: its radii and probabilities "
             "are rough, and no confidence is stated; see ciper calibrate",
