@@ -42,7 +42,7 @@ MEANINGS: dict[Setting, str] = {
     "unknown": "All decoders on one trunk with the same pairs; poses in the true chip.",
     "aligned": "The same when the photo looks to the chip's up and the camera is within 20 m of "
     "its centre, east and north. The set decoders have learned that from their pairs; the "
-    "geometric correlation is told as a prior.",
+    "geometric correlation is told as a prior, in training and at test.",
 }
 POSE_COLUMNS = ("median_m", "mean_m", "heading_median_deg", "recall@1m", "recall@5m")
 RETRIEVAL_COLUMNS = ("retrieval_recall@1", "matched_recall@1")
