@@ -91,7 +91,9 @@ class Criterion(nn.Module):
         volume, negatives = self._coarse_logits(network, ground, aerial, is_wrong, generator)
         weighed = volume if self.known is None else volume + self.known.coarse
         num_wrong_chips = 1 if network.refiner is None else self.config.num_wrong_hypotheses
-        modes = self._modes(batch, volume, negatives, num_wrong_chips, generator)
+        modes = self._modes(
+            batch, volume.detach(), weighed.detach(), negatives, num_wrong_chips, generator
+        )
         losses = {
             "retrieval": retrieval_loss(network, ground, aerial, batch.pose, is_wrong),
             "coarse": coarse_loss(weighed, negatives.weighed, batch.pose),
@@ -176,7 +178,8 @@ class Criterion(nn.Module):
     def _modes(
         self,
         batch: Batch,
-        volume: Tensor,
+        evidence: Tensor,
+        weighed: Tensor,
         negatives: Negatives,
         num_wrong_chips: int,
         generator: torch.Generator,
@@ -185,8 +188,6 @@ class Criterion(nn.Module):
 
         What is known has a say in which they are; their logits are free of it.
         """
-        evidence = volume.detach()
-        weighed = evidence if self.known is None else evidence + self.known.coarse
         wrong = weighed.masked_fill(near_truth(batch.pose, self.config), -math.inf)
         best = wrong.flatten(1).argmax(1, keepdim=True)
         true, labels = true_windows(batch.pose, generator)
