@@ -1,14 +1,21 @@
-"""Which processor the network runs on, and how many threads the numerical libraries use."""
+"""Which processor the network runs on, in which precision, and with how many threads."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 from ciper.errors import DeviceError
 
+if TYPE_CHECKING:
+    import torch
+
 DEVICES = ("cpu", "cuda", "mps")
+# What a CPU must have to multiply in bfloat16; without it torch emulates, forty times slower.
+BFLOAT16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 
 
 def pick_device(name: str | None = None) -> str:
@@ -39,6 +46,32 @@ def pick_device(name: str | None = None) -> str:
             "choose another, for example cpu."
         )
     return name
+
+
+def fast_dtype(device: str | torch.device) -> torch.dtype:
+    """What a device multiplies matrices in: bfloat16 where it can, else float32.
+
+    Few laptops and older servers can. A version of torch that does not tell what its CPU is
+    capable of computes in float32, which is right everywhere.
+    """
+    import torch
+
+    if torch.device(device).type != "cpu":
+        return torch.bfloat16
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    is_fast = any(capabilities.get(name, False) for name in BFLOAT16_CAPABILITIES)
+    return torch.bfloat16 if is_fast else torch.float32
+
+
+def mixed_precision(device: str | torch.device) -> AbstractContextManager[None]:
+    """The context in which networks run: matrix products in the device's `fast_dtype`."""
+    import torch
+
+    is_lower = fast_dtype(device) == torch.bfloat16
+    context: AbstractContextManager[None] = torch.autocast(
+        torch.device(device).type, torch.bfloat16, enabled=is_lower
+    )
+    return context
 
 
 def limit_threads(num_threads: int | None) -> None:

@@ -18,6 +18,7 @@ from ciper.camera import Camera, CameraOverrides
 from ciper.checkpoint import shipped_names
 from ciper.data.poses import PhotoPose
 from ciper.data.preprocess import ReadPhoto, read_with_camera
+from ciper.device import fast_dtype
 from ciper.errors import GalleryError
 from ciper.gallery.manifest import Manifest
 from ciper.gallery.store import Gallery
@@ -353,12 +354,12 @@ class Localizer:
         if len(self.gallery) <= MAX_GLANCED_CHIPS:
             return self._all_coarse_maps[torch.from_numpy(chips)]
         maps = torch.from_numpy(self.gallery.coarse[chips])
-        return maps.to(self.model.device, torch.bfloat16)
+        return maps.to(self.model.device, fast_dtype(self.model.device))
 
     @cached_property
     def _all_coarse_maps(self) -> torch.Tensor:
         maps = torch.from_numpy(np.asarray(self.gallery.coarse[:]))
-        return maps.to(self.model.device, torch.bfloat16)
+        return maps.to(self.model.device, fast_dtype(self.model.device))
 
     @cached_property
     def _has_imagery(self) -> NDArray[np.bool_]:

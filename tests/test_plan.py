@@ -46,8 +46,8 @@ def test_a_template_shows_what_lies_around_the_foot(spec: TemplateSpec) -> None:
     correlation = Correlation()
     with torch.no_grad():
         correlation.coarse_log_scale.zero_()
-    matrix = correlation.coarse_matrix if spec is COARSE else correlation.fine_matrix
-    found = correlation._resample(matrix, polar, spec)[:, :, :, 0, 0]
+    resample = correlation.to_coarse_cells if spec is COARSE else correlation.to_fine_cells
+    found = resample(polar)[:, :, :, 0, 0]
     half = spec.template_cells // 2
     span = torch.arange(-half, half + 1) * spec.cell_m
     east, north = span[None, :].expand(17, 17), -span[:, None].expand(17, 17)

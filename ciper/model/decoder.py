@@ -253,28 +253,50 @@ class Windows:
         return Windows(*(getattr(self, f.name)[start:end] for f in fields(self)))
 
 
+class Resampling(nn.Module):
+    """Polar templates to Cartesian cells at some headings, by one matrix product.
+
+    One number in sixty of the matrix is not zero. Where products are fast, in bfloat16 and on
+    GPUs, it is taken as it is; a CPU that computes in float32 skips the zeros, seven times as fast.
+    """
+
+    matrix: Tensor
+
+    def __init__(self, spec: TemplateSpec, heading_steps: NDArray[np.int64]) -> None:
+        super().__init__()
+        self.cells = spec.template_cells
+        matrix = torch.from_numpy(cartesian_from_polar(spec, heading_steps))
+        self.register_buffer("matrix", matrix, persistent=False)
+        # No buffer: it stays on the CPU, where alone it is used.
+        self.nonzero = matrix.to_sparse().coalesce()
+
+    def forward(self, polar: Tensor) -> Tensor:
+        """`(B, columns, rings, C)` to `(headings, cells, cells, B, C)`."""
+        batch, _, _, channels = polar.shape
+        flat = polar.permute(1, 2, 0, 3).reshape(self.matrix.shape[1], batch * channels)
+        if flat.device.type == "cpu" and flat.dtype == torch.float32:
+            product = torch.sparse.mm(self.nonzero, flat)
+        else:
+            product = self.matrix.to(flat.dtype) @ flat
+        return product.view(-1, self.cells, self.cells, batch, channels)
+
+
 class Correlation(nn.Module):
     """Turns polar templates to every heading and correlates them with aerial maps."""
-
-    coarse_matrix: Tensor
-    fine_matrix: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.coarse_log_scale = nn.Parameter(torch.tensor(math.log(0.03)))
         self.fine_log_scale = nn.Parameter(torch.tensor(math.log(0.03)))
         half = WINDOW_HEADINGS // 2
-        for name, matrix in (
-            ("coarse_matrix", cartesian_from_polar(COARSE, np.arange(COARSE.num_headings))),
-            ("fine_matrix", cartesian_from_polar(FINE, np.arange(-half, half + 1))),
-        ):
-            self.register_buffer(name, torch.from_numpy(matrix), persistent=False)
+        self.to_coarse_cells = Resampling(COARSE, np.arange(COARSE.num_headings))
+        self.to_fine_cells = Resampling(FINE, np.arange(-half, half + 1))
 
     def coarse_templates(self, polar: Tensor) -> Tensor:
         """`(B, 64, rings, C)` to Cartesian templates `(B, 32, C, 17, 17)` at 32 headings."""
         steps = torch.arange(COARSE.num_headings, device=polar.device)
         angle = steps * math.radians(COARSE.heading_step_deg)
-        templates = self._resample(self.coarse_matrix, polar, COARSE)
+        templates = self.to_coarse_cells(polar)
         return (
             turn_pairs(templates, angle[:, None, None, None])
             * self.coarse_log_scale.exp().to(templates.dtype)
@@ -319,7 +341,7 @@ class Correlation(nn.Module):
         step = torch.arange(FINE.num_columns, device=polar.device)
         index = (step[None, :] - windows.heading[:, None]) % FINE.num_columns
         turned = polar[windows.photo[:, None], index]
-        templates = self._resample(self.fine_matrix, turned, FINE)
+        templates = self.to_fine_cells(turned)
         half = WINDOW_HEADINGS // 2
         offsets = torch.arange(-half, half + 1, device=polar.device)
         angle = (windows.heading[None, :] + offsets[:, None]) * math.radians(FINE.heading_step_deg)
@@ -335,10 +357,3 @@ class Correlation(nn.Module):
             windows.column[:, None, None] + span,
         ].permute(0, 3, 1, 2)
         return self.paired_volume(templates, crops)
-
-    def _resample(self, matrix: Tensor, polar: Tensor, spec: TemplateSpec) -> Tensor:
-        """`(B, columns, rings, C)` to `(headings, cells, cells, B, C)` by one matrix product."""
-        batch, _, _, channels = polar.shape
-        flat = polar.permute(1, 2, 0, 3).reshape(matrix.shape[1], batch * channels)
-        cells = spec.template_cells
-        return (matrix.to(flat.dtype) @ flat).view(-1, cells, cells, batch, channels)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ciper.device import mixed_precision
 from ciper.logits import logsumexp
 from ciper.model.decoder import COARSE, FINE, WINDOW_CELLS, Windows
 from ciper.model.network import AerialCode, GroundCode, Network
@@ -201,7 +202,7 @@ def _fine_logits(
     logits = network.correlation.fine_volume(ground.polar_fine, maps[1], windows).float()
     if network.refiner is not None:
         polar = (ground.polar_coarse, ground.polar_fine)
-        with torch.autocast(logits.device.type, torch.bfloat16):
+        with mixed_precision(logits.device):
             refined = network.refiner(polar, maps, window_candidates(windows, logits))
         total = logits.flatten(1).logsumexp(1) + refined.logit
         logits = total[:, None, None, None] + log_cell_mass(windows, refined)

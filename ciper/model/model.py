@@ -20,6 +20,7 @@ from ciper.camera import Camera, assumed_cameras, assumed_heights
 from ciper.checkpoint import knows_level_photos
 from ciper.data.plan_view import to_plan
 from ciper.data.preprocess import CanvasSpec, canvas_spec_for, to_canvas
+from ciper.device import fast_dtype, mixed_precision
 from ciper.errors import ConfigError
 from ciper.gallery.shards import AerialCodes
 from ciper.model.calibration import Calibration
@@ -54,7 +55,7 @@ class ChipFeatures:
         fine = torch.from_numpy(codes.fine)
         return cls(
             read_descriptors=lambda: codes.descriptors,
-            read_coarse=lambda: torch.from_numpy(codes.coarse).to(device, torch.bfloat16),
+            read_coarse=lambda: torch.from_numpy(codes.coarse).to(device, fast_dtype(device)),
             read_fine=lambda chips: fine[torch.from_numpy(chips)].to(device),
         )
 
@@ -259,11 +260,6 @@ class Model(ABC):
         """
         return None
 
-    @property
-    def device_type(self) -> str:
-        """The kind of device, as autocast wants it."""
-        return torch.device(self.device).type
-
     def to_device(self, array: NDArray[Any]) -> torch.Tensor:
         """An array as a tensor where the network is."""
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
@@ -314,7 +310,7 @@ class CiperModel(Model):
     @torch.inference_mode()
     def encode(self, chips: NDArray[np.uint8], valid: Bool) -> AerialCodes:
         """As `Model.encode`: 64 descriptors, a coarse and a fine map per chip."""
-        with torch.autocast(self.device_type, torch.bfloat16):
+        with mixed_precision(self.device):
             code = self.network.encode_aerial(self.to_device(chips), self.to_device(valid))
         codes = AerialCodes(*(to_half(t) for t in (code.descriptors, code.coarse, code.fine)))
         codes.descriptors[~places_with_imagery(valid, codes.descriptors.shape[1])] = np.nan
@@ -323,7 +319,7 @@ class CiperModel(Model):
     @torch.inference_mode()
     def encode_photos(self, canvases: NDArray[np.uint8], visible: Bool) -> GroundCode:
         """As `Model.encode_photos`."""
-        with torch.autocast(self.device_type, torch.bfloat16):
+        with mixed_precision(self.device):
             return self.network.encode_ground(self.to_device(canvases), self.to_device(visible))
 
     def cells_with_imagery(self, features: ChipFeatures) -> Bool:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ciper.device import mixed_precision
 from ciper.metrics import (
     PoseErrors,
     baseline_answers,
@@ -53,12 +54,12 @@ class Photos:
 
 @contextmanager
 def evaluation(network: StudyNetwork) -> Iterator[torch.device]:
-    """Evaluation mode without gradients, in bfloat16; yields the network's device."""
+    """Evaluation mode without gradients, in the device's precision; yields the network's device."""
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
     try:
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+        with torch.inference_mode(), mixed_precision(device):
             yield device
     finally:
         network.train(was_training)

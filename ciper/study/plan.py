@@ -102,7 +102,9 @@ class Plan:
     # ------------------------------------------------------------------------------ learning rates
 
     def rate_cells(self, variant: Variant) -> list[TrainingCell]:
-        """The short trainings that choose a learning rate."""
+        """The short trainings that choose a learning rate; the refiner takes that of ours."""
+        if variant.decoder == "ours_refined":
+            variant = replace(variant, decoder="ours")
         pairs = self.config.lr_pairs
         return [TrainingCell(variant, pairs, lr, is_tested=False) for lr in self.config.lrs]
 

@@ -129,8 +129,11 @@ def _costs(plan: Plan) -> str:
 
 
 def _machine(hardware: Mapping[str, Any]) -> str:
+    # Cells that say nothing of it are older: they were all computed in bfloat16.
+    precision = hardware.get("precision", "bfloat16")
     return (
         f"{hardware['processor']}, {hardware['num_threads']} threads, "
-        f"{hardware['gpu'] or 'no GPU'}; Python {hardware['python']}, PyTorch {hardware['torch']}, "
+        f"{hardware['gpu'] or 'no GPU'}, {precision}; Python {hardware['python']}, "
+        f"PyTorch {hardware['torch']}, "
         f"CIPER {hardware['ciper']}"
     )

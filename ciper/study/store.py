@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from ciper.checkpoint import save_checkpoint
 from ciper.config import to_dict
+from ciper.device import fast_dtype
 from ciper.errors import OutputError
 from ciper.files import written_whole
 from ciper.study.cells import Cell, GridCell, RealCell, SearchCell, SwapCell, TrainingCell
@@ -35,16 +36,18 @@ MEASURE_VERSION = 1
 
 
 def hardware() -> dict[str, Any]:
-    """What computes, and with which versions."""
+    """What computes, in which precision, and with which versions."""
     import torch
 
     from ciper import __version__
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    precision = fast_dtype("cpu" if gpu is None else "cuda")
     return {
         "processor": processor_name(),
         "num_threads": torch.get_num_threads(),
         "gpu": gpu,
+        "precision": str(precision).removeprefix("torch."),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "ciper": __version__,

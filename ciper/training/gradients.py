@@ -11,7 +11,7 @@ statistics, so there is no random state to restore: both passes give the same co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ciper.data.sample import Batch
+from ciper.device import mixed_precision
 from ciper.training.team import Team
 
 if TYPE_CHECKING:
@@ -31,11 +32,8 @@ LABELS = ("pose", "city", "centre_m", "camera_m")
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """The context in which a network runs, for `precision` bfloat16 or float32."""
-    context: AbstractContextManager[None] = torch.autocast(
-        device.type, torch.bfloat16, enabled=precision == "bfloat16"
-    )
-    return context
+    """The context in which a network runs; `precision` bfloat16 means where that is fast."""
+    return mixed_precision(device) if precision == "bfloat16" else nullcontext()
 
 
 def encode(network: nn.Module, batch: Batch) -> tuple[Any, Any]:
@@ -73,7 +71,7 @@ class Backward:
         criterion: takes losses on codes.
         weights: of the losses, by name.
         micro_batch: pairs that are encoded at once; None for all.
-        precision: bfloat16 or float32.
+        precision: bfloat16 (where the device is fast in it) or float32.
         team: whose codes are negatives, too. Every process takes the losses of the whole batch,
             so that their gradients are those of one process that holds it all.
     """
