@@ -9,7 +9,16 @@ from functools import cached_property
 from pathlib import Path
 
 from ciper.errors import ConfigError
-from ciper.study.cells import SETTINGS, Cell, GridCell, RealCell, SearchCell, Setting, SwapCell
+from ciper.study.cells import (
+    SETTINGS,
+    Cell,
+    GridCell,
+    PhotoKind,
+    RealCell,
+    SearchCell,
+    Setting,
+    SwapCell,
+)
 from ciper.study.config import (
     PARTS,
     Part,
@@ -20,6 +29,7 @@ from ciper.study.config import (
 )
 from ciper.study.grids import Grid
 from ciper.study.measuring import baselines
+from ciper.study.nadir import NadirPlaces, nadir_baselines, nadir_folder, read_nadir
 from ciper.study.networks import refused_starts
 from ciper.study.parts import Baselines, Tables
 from ciper.study.plan import Means, Plan
@@ -57,7 +67,8 @@ class AccuracyOptions:
         device: cpu, cuda or mps.
         cache: keeps rendered cities.
         max_minutes: when to stop; what is unfinished goes on in the next run.
-        real: folder of the real photos of part f, see `study.real`; None without them.
+        street: folder of the real street photos of part f, see `study.real`; None without them.
+        nadir: folder of the rasters of its photos from above, see `study.nadir`; or None.
     """
 
     config: StudyConfig = field(default_factory=StudyConfig)
@@ -66,7 +77,8 @@ class AccuracyOptions:
     device: str = "cpu"
     cache: Path = Path("cache/synthetic")
     max_minutes: float | None = None
-    real: Path | None = field(default_factory=real_folder)
+    street: Path | None = field(default_factory=real_folder)
+    nadir: Path | None = field(default_factory=nadir_folder)
 
 
 def study_config(
@@ -155,15 +167,19 @@ class _Study:
         is_started = "f" in parts
         return Means(
             model_hash=self.grid.model.model_hash if parts & {"d", "e"} else None,
-            photos_hash=self.real.digest if is_started and self.real is not None else None,
+            photos={k: v.digest for k, v in self.real.items()} if is_started else {},
             refusals=refused_starts() if is_started else {},
         )
 
     @cached_property
-    def real(self) -> RealPhotos | None:
-        """The real photos, if there are any."""
-        folder = self.options.real
-        return None if folder is None else read_real(folder)
+    def real(self) -> dict[PhotoKind, RealPhotos | NadirPlaces]:
+        """The real photos that there are, by kind."""
+        found: dict[PhotoKind, RealPhotos | NadirPlaces] = {}
+        if self.options.street is not None:
+            found["street"] = read_real(self.options.street)
+        if self.options.nadir is not None:
+            found["nadir"] = read_nadir(self.options.nadir)
+        return found
 
     @cached_property
     def grid(self) -> Grid:
@@ -193,15 +209,18 @@ class _Study:
         elif isinstance(cell, SearchCell):
             self.workshop.search(cell)
         elif isinstance(cell, RealCell):
-            assert self.real is not None, "the plan has real photos only where they were read"
-            self.workshop.real(cell, self.real)
+            self.workshop.real(cell, self.real[cell.kind])
         else:
             self.workshop.train(cell)
 
     def write(self) -> AccuracyResult:
         """The report of all that is finished."""
         is_started = "f" in self.options.parts
-        on_real = {} if self.real is None or not is_started else real_baselines(self.real)
+        real = self.real if is_started else {}
+        on_real: dict[PhotoKind, Baselines] = {
+            kind: nadir_baselines(p) if isinstance(p, NadirPlaces) else real_baselines(p)
+            for kind, p in real.items()
+        }
         tables = Tables(self.plan, self._baselines(), on_real)
         report = write_study(self.out, tables, self.options.parts)
         num_finished = sum(self.store.result(cell) is not None for cell in self.plan.cells())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from study_helpers import tiny_study
 
-from ciper.study.cells import SETTINGS, STARTS, Variant
+from ciper.study.cells import SETTINGS, STARTS, PhotoKind, Variant
 from ciper.study.config import PARTS, Part
 from ciper.study.parts import Tables
 from ciper.study.plan import (
@@ -66,15 +66,15 @@ def finish_rates(plan: Plan, *, best: float) -> None:
 
 def test_the_plan_unfolds_with_the_learning_rates(tmp_path: Path) -> None:
     plan = planned(tmp_path, ("a",))
-    # Five decoders with an unknown heading, four with an aligned one, two rates each.
-    assert len(list(plan.cells())) == (5 + 4) * 2
+    # Four decoders in both settings, two rates each; the refined one takes the rate of ours.
+    assert len(list(plan.cells())) == (4 + 4) * 2
     assert plan.lr(OURS) is None and plan.runs(OURS) == []
     before = plan.num_pairs()
     finish_rates(plan, best=3e-3)
     assert plan.lr(OURS) == 3e-3
     # Two seeds each, and one long training of four decoders.
     assert len(list(plan.missing())) == 9 * 2 + 4
-    assert before == plan.num_pairs() == 9 * (2 * 4 + 2 * 8) + 4 * 8
+    assert before == plan.num_pairs() == 8 * 2 * 4 + 9 * 2 * 8 + 4 * 8
     trained = [cell.num_pairs for cell in plan.cells() if hasattr(cell, "num_pairs")]
     assert sum(trained) == plan.num_pairs()
 
@@ -128,7 +128,7 @@ def test_doubtful_rates_are_noted(tmp_path: Path) -> None:
     assert len(chance) == 1
     assert chance[0].startswith("paper's text, unknown heading: with its best learning rate 5.0 %")
     assert "1.9 ± 13.7 %" in chance[0]
-    assert sum("is the smallest that was tried" in note for note in notes) == 9
+    assert sum("is the smallest that was tried" in note for note in notes) == 8
 
 
 def test_joint_and_single_task_networks_see_equally_many_pairs(tmp_path: Path) -> None:
@@ -142,23 +142,28 @@ def test_joint_and_single_task_networks_see_equally_many_pairs(tmp_path: Path) -
 
 
 def test_starts_that_are_refused_do_not_stop_the_others(tmp_path: Path) -> None:
-    means = Means("abc", "photos", {"stem": PACKAGE, "frozen_stem": PACKAGE})
+    photos: dict[PhotoKind, str] = {"street": "photos", "nadir": "rasters"}
+    means = Means("abc", photos, {"stem": PACKAGE, "frozen_stem": PACKAGE})
     plan = planned(tmp_path, ("f",), means)
     assert len(list(plan.missing())) == 2
+    assert plan.rate_cells(start_variants()[0]) == plan.rate_cells(OURS)
     for cell in plan.rate_cells(start_variants()[0]):
         plan.store.put(cell, rate(0.5))
     assert [cell.seed for cell in plan.missing()] == [0, 1]  # type: ignore[union-attr]
     for cell in plan.runs(start_variants()[0]):
         plan.store.put(cell, CellResult({"median_m": 3.0}))
     real = list(plan.missing())
-    assert real == plan.real_cells(start_variants()[0]) and len(real) == 2
-    plan.store.put(real[0], CellResult({"matched_recall@1": 0.4}))
-    plan.store.put(real[1], CellResult({"matched_recall@1": 0.2}))
+    street, nadir = (plan.real_cells(start_variants()[0], kind) for kind in ("street", "nadir"))
+    assert real == [*street, *nadir] and len(street) == len(nadir) == 2
+    for real_cell, recall in zip(real, (0.4, 0.2, 0.8, 0.6), strict=True):
+        plan.store.put(real_cell, CellResult({"matched_recall@1": recall}))
     assert list(plan.missing()) == []
-    tables = Tables(plan, {}, {"center": {"matched_recall@1": 0.2}})
+    chance = {"center": {"matched_recall@1": 0.2}}
+    tables = Tables(plan, {}, {"street": chance, "nadir": {}})
     report = write_study(tmp_path, tables, ("f",)).read_text()
     assert f"frozen is left out: {PACKAGE}." in report
     assert "| plain stem, random | 2 of 2 |  | 30.0 ± 14.1 |" in report
+    assert "| plain stem, random | 2 of 2 | 70.0 ± 14.1 |" in report
     assert "| baseline: center |  |  | 20.0 |" in report
     assert "not measured" not in report
     assert [v.start for v in start_variants()] == list(STARTS)
@@ -170,7 +175,7 @@ def test_without_real_photos_the_report_says_so(tmp_path: Path) -> None:
     for variant in start_variants():
         for cell in plan.runs(variant):
             plan.store.put(cell, CellResult({"median_m": 3.0}))
-        assert plan.real_cells(variant) == []
+        assert plan.real_cells(variant, "street") == plan.real_cells(variant, "nadir") == []
     report = write_study(tmp_path, Tables(plan), ("f",)).read_text()
     assert "not measured: $CIPER_REAL_DATA is unset" in report
 
@@ -250,5 +255,5 @@ def test_time_is_told_by_hardware(tmp_path: Path) -> None:
     assert (
         f"2.00 hours for 4 training pairs and all evaluations on {machine['processor']}" in report
     )
-    assert ", H200; Python" in report and "- 0.50 hours" in report
-    assert "have 248 training pairs in all" in report
+    assert f", H200, {machine['precision']}; Python" in report and "- 0.50 hours" in report
+    assert "have 240 training pairs in all" in report

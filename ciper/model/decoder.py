@@ -278,7 +278,8 @@ class Resampling(nn.Module):
             product = torch.sparse.mm(self.nonzero, flat)
         else:
             product = self.matrix.to(flat.dtype) @ flat
-        return product.view(-1, self.cells, self.cells, batch, channels)
+        cells: Tensor = product.view(-1, self.cells, self.cells, batch, channels)
+        return cells
 
 
 class Correlation(nn.Module):

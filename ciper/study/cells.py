@@ -11,6 +11,7 @@ Decoder = Literal["authors", "text", "one_way", "ours", "ours_refined"]
 Setting = Literal["unknown", "aligned"]
 Task = Literal["both", "retrieval", "pose"]
 Start = Literal["random", "stem", "frozen_stem"]
+PhotoKind = Literal["street", "nadir"]
 
 DECODERS: tuple[Decoder, ...] = ("authors", "text", "one_way", "ours", "ours_refined")
 SETTINGS: tuple[Setting, ...] = ("unknown", "aligned")
@@ -109,15 +110,16 @@ class SearchCell:
 
 @dataclass(frozen=True)
 class RealCell:
-    """A trained network on real photos; `photos_hash` tells those from others."""
+    """A trained network on real photos, of streets or from above; `photos_hash` tells which."""
 
     trained: TrainingCell
     photos_hash: str
+    kind: PhotoKind = "street"
 
     @property
     def title(self) -> str:
         """As of a training."""
-        return f"real-{self.trained.title}"
+        return f"real-{self.kind}-{self.trained.title}"
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ciper.study.cells import SETTINGS, Cell, Decoder, Setting, Start, Task, Variant
+from ciper.study.cells import (
+    SETTINGS,
+    Cell,
+    Decoder,
+    PhotoKind,
+    Setting,
+    Start,
+    Task,
+    Variant,
+)
 from ciper.study.config import Condition, Part
+from ciper.study.nadir import CHIP_YEAR, NUM_PLACES, PHOTO_YEAR
 from ciper.study.pairs import centre_recall
 from ciper.study.plan import (
     CONDITION_HFOVS_DEG,
@@ -62,14 +72,14 @@ class Tables:
     Args:
         plan: what was wanted.
         baselines: by setting, what knowing nothing finds; empty before the test cities exist.
-        real_baselines: the same on the real photos; empty without them.
+        real_baselines: the same on the real photos, by kind; empty without them.
     """
 
     def __init__(
         self,
         plan: Plan,
         baselines: Mapping[Setting, Baselines] | None = None,
-        real_baselines: Baselines | None = None,
+        real_baselines: Mapping[PhotoKind, Baselines] | None = None,
     ) -> None:
         self.plan, self.baselines = plan, baselines or {}
         self.real_baselines = real_baselines or {}
@@ -94,11 +104,13 @@ class Tables:
             "c": (OURS,),
             "f": start_variants(),
         }
-        notes = [note for v in variants.get(part, ()) for note in self._rate_notes(v)]
+        # Some take the learning rate of others: what is doubtful about it is said once.
+        chosen = dict.fromkeys(self.plan.rate_owner(v) for v in variants.get(part, ()))
+        notes = [note for variant in chosen for note in self._rate_notes(variant)]
         if part == "f":
             refusals = self.plan.means.refusals.items()
             notes += [f"{START_NAMES[start]} is left out: {why}." for start, why in refusals]
-            if self.plan.means.photos_hash is None:
+            if not self.plan.means.photos:
                 notes.append(f"Real photos: {NOT_MEASURED}.")
         return notes
 
@@ -271,11 +283,8 @@ class Tables:
 
     def _starts(self) -> Iterator[Table]:
         synthetic: list[Row] = []
-        real: list[Row] = []
         for variant in start_variants():
-            name = START_NAMES[variant.start]
-            synthetic += self._variant_row(name, variant)
-            real += self.row((name,), self.plan.real_cells(variant))
+            synthetic += self._variant_row(START_NAMES[variant.start], variant)
         pinhole = ("pinhole_median_m", "pinhole_recall@5m")
         yield Table(
             "f_start_synthetic",
@@ -294,8 +303,27 @@ class Tables:
             "from not working, and no more.",
             ("start",),
             (*RETRIEVAL_COLUMNS, "retrieval_rank", "matched_rank", *POSE_COLUMNS),
-            (*real, *self._baseline_rows(self.real_baselines)),
+            self._real_rows("street"),
         )
+        yield Table(
+            "f_start_nadir",
+            "Start of our network, real photos from above",
+            f"The same networks, which have seen simulated streets alone, on {NUM_PLACES} photos "
+            f"from above cut out of NAIP imagery of {PHOTO_YEAR}, each against its own chip of "
+            f"{CHIP_YEAR} and those of the other places. Nothing is trained for them: plan views "
+            "are read as chips are, less what all chips have in common.",
+            ("start",),
+            ("matched_recall@1", "matched_rank", *POSE_COLUMNS),
+            self._real_rows("nadir"),
+        )
+
+    def _real_rows(self, kind: PhotoKind) -> tuple[Row, ...]:
+        """A row per start that was held against real photos, and what knowing nothing finds."""
+        rows: list[Row] = []
+        for variant in start_variants():
+            cells = self.plan.real_cells(variant, kind)
+            rows += self.row((START_NAMES[variant.start],), cells)
+        return (*rows, *self._baseline_rows(self.real_baselines.get(kind, {})))
 
 
 def variant_name(variant: Variant) -> str:

@@ -12,6 +12,7 @@ from ciper.study.cells import (
     Cell,
     Decoder,
     GridCell,
+    PhotoKind,
     RealCell,
     SearchCell,
     Setting,
@@ -39,12 +40,12 @@ class Means:
 
     Attributes:
         model_hash: of the model of parts d and e; None without them.
-        photos_hash: of the real photos of part f; None without them.
+        photos: the real photos of part f that there are: by kind, what tells them from others.
         refusals: starts of part f that cannot be had, and why.
     """
 
     model_hash: str | None = None
-    photos_hash: str | None = None
+    photos: Mapping[PhotoKind, str] = field(default_factory=dict)
     refusals: Mapping[Start, str] = field(default_factory=dict)
 
 
@@ -101,12 +102,18 @@ class Plan:
 
     # ------------------------------------------------------------------------------ learning rates
 
+    def rate_owner(self, variant: Variant) -> Variant:
+        """Whose learning rate a variant takes.
+
+        Networks that are ours but for a refiner or the start of their weights take that of ours.
+        """
+        is_ours = variant.decoder == "ours_refined" or variant.is_mixed
+        return Variant("ours", variant.setting) if is_ours else variant
+
     def rate_cells(self, variant: Variant) -> list[TrainingCell]:
-        """The short trainings that choose a learning rate; the refiner takes that of ours."""
-        if variant.decoder == "ours_refined":
-            variant = replace(variant, decoder="ours")
-        pairs = self.config.lr_pairs
-        return [TrainingCell(variant, pairs, lr, is_tested=False) for lr in self.config.lrs]
+        """The short trainings that choose a variant's learning rate."""
+        owner, pairs = self.rate_owner(variant), self.config.lr_pairs
+        return [TrainingCell(owner, pairs, lr, is_tested=False) for lr in self.config.lrs]
 
     def rates(self, variant: Variant) -> dict[float, CellResult] | None:
         """What the short trainings say by learning rate; None before all are finished."""
@@ -207,15 +214,16 @@ class Plan:
         for variant in start_variants():
             yield from self.rate_cells(variant)
             yield from self.runs(variant)
-            yield from self.real_cells(variant)
+            for kind in self.means.photos:
+                yield from self.real_cells(variant, kind)
 
-    def real_cells(self, variant: Variant) -> list[RealCell]:
-        """The real photos for all seeds, as far as their networks are trained."""
-        photos_hash = self.means.photos_hash
+    def real_cells(self, variant: Variant, kind: PhotoKind) -> list[RealCell]:
+        """The real photos of a kind for all seeds, as far as their networks are trained."""
+        photos_hash = self.means.photos.get(kind)
         if photos_hash is None:
             return []
         runs = self.runs(variant)
-        return [RealCell(cell, photos_hash) for cell in runs if self._has_weights(cell)]
+        return [RealCell(cell, photos_hash, kind) for cell in runs if self._has_weights(cell)]
 
     def _has_weights(self, cell: TrainingCell) -> bool:
         result = self.store.result(cell)

@@ -24,6 +24,7 @@ from ciper.study.measuring import (
     measure_retrieval,
     measure_search,
 )
+from ciper.study.nadir import NadirPlaces, measure_nadir
 from ciper.study.networks import recipe, swapped
 from ciper.study.pairs import Gallery, StudyPairs, study_cache
 from ciper.study.real import RealPhotos, measure_real
@@ -184,12 +185,16 @@ class Workshop:
         )
         return self._evaluated(cell, metrics, started)
 
-    def real(self, cell: RealCell, photos: RealPhotos) -> CellResult:
-        """Measures a network on real photos."""
+    def real(self, cell: RealCell, photos: RealPhotos | NadirPlaces) -> CellResult:
+        """Measures a network on real photos of the cell's kind."""
         started = time.monotonic()
         network = self.network(cell.trained)
         assert isinstance(network, Network)
-        return self._evaluated(cell, measure_real(network, photos), started)
+        if isinstance(photos, NadirPlaces):
+            metrics = measure_nadir(network, photos)
+        else:
+            metrics = measure_real(network, photos)
+        return self._evaluated(cell, metrics, started)
 
     def network(self, cell: TrainingCell, *, is_swapped: bool = False) -> StudyNetwork:
         """The network of a finished training."""
