@@ -135,6 +135,25 @@ def test_fine_windows_are_the_slow_correlation() -> None:
             assert volume[w, step, i, j] == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.parametrize("level", ["coarse", "fine"])
+def test_skipping_zeros_changes_neither_templates_nor_gradients(level: str) -> None:
+    resample = getattr(CORRELATION, f"to_{level}_cells")
+    spec = COARSE if level == "coarse" else FINE
+    polar = tensor(np.stack([smooth_template(spec, seed) for seed in (0, 1)])).requires_grad_()
+    cells = resample(polar)
+    flat = polar.permute(1, 2, 0, 3).flatten(0, 1).flatten(1)
+    dense = (resample.matrix @ flat).view_as(cells)
+    torch.testing.assert_close(cells, dense)
+    weight = torch.randn(cells.shape, generator=torch.Generator().manual_seed(0))
+    (quick,) = torch.autograd.grad((cells * weight).sum(), polar)
+    (slow,) = torch.autograd.grad((dense * weight).sum(), polar)
+    torch.testing.assert_close(quick, slow)
+    # Lower precision takes the dense product.
+    half = resample(polar.detach().bfloat16())
+    assert half.dtype == torch.bfloat16
+    assert (half.float() - cells.detach()).abs().max() < 0.02 * cells.abs().max()
+
+
 @torch.inference_mode()
 def test_batched_equals_single() -> None:
     polar = tensor(np.stack([smooth_template(COARSE, seed) for seed in (0, 1, 2)]))
