@@ -267,12 +267,6 @@ class Localizer:
             seconds=photo.seconds + time.perf_counter() - started,
         )
 
-    def posterior(
-        self, code: PhotoCode, *, near: Near | None = None, heading: Heading | None = None
-    ) -> Judged:
-        """The posterior of an encoded photo over the gallery, with its confidence."""
-        return self.judge(self.match(code, near=near, heading=heading))
-
     def match(
         self, code: PhotoCode, *, near: Near | None = None, heading: Heading | None = None
     ) -> Match:
@@ -281,7 +275,8 @@ class Localizer:
         Raises:
             GalleryError: no chip lies near the prior.
         """
-        chips = self.candidates(code, near)
+        possible = self._possible(near)
+        chips = self.candidates(code, possible)
         table = self.gallery.chips
         places = Places.around(table.lat[chips], table.lon[chips], chip_m=self.model.chip_m)
         prior = Prior(places, near, heading)
@@ -291,20 +286,19 @@ class Localizer:
             has_imagery=self._has_imagery[chips],
             log_prior=prior.on_coarse_cells,
         )
-        share = len(chips) / len(self._possible(near))
+        share = len(chips) / len(possible)
         return Match(chips, places, prior, replace(evidence, matched_share=share))
 
     def judge(self, found: Match) -> Judged:
         """The calibrated posterior of some evidence, with its confidence."""
         return judge(found.evidence, found.prior, self.model.calibration)
 
-    def candidates(self, code: PhotoCode, near: Near | None) -> NDArray[np.int64]:
-        """The chips that the photo is matched with: all, those near the prior, or a shortlist."""
-        chips = self._possible(near)
+    def candidates(self, code: PhotoCode, chips: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which of some chips the photo is matched with, in order: all, or a shortlist."""
         is_plan = isinstance(code, GroundCode) and bool(code.is_plan.all())
         if len(chips) > (MAX_EXHAUSTIVE_FROM_ABOVE if is_plan else MAX_EXHAUSTIVE_CHIPS):
             length = NUM_SHORTLIST_FROM_ABOVE if is_plan else NUM_SHORTLIST
-            chips = self._shortlist(code, chips, length, is_all=near is None)
+            chips = self._shortlist(code, chips, length)
         return np.sort(chips)
 
     def _possible(self, near: Near | None) -> NDArray[np.int64]:
@@ -322,14 +316,16 @@ class Localizer:
         return chips
 
     def _shortlist(
-        self, code: PhotoCode, chips: NDArray[np.int64], length: int, *, is_all: bool
+        self, code: PhotoCode, chips: NDArray[np.int64], length: int
     ) -> NDArray[np.int64]:
         """The `length` most promising chips, at a glance or by descriptor."""
         if len(chips) <= MAX_GLANCED_CHIPS:
             scores = self.model.glance(code, self.features(chips), self._has_imagery[chips])
             if scores is not None:
                 return chips[np.argsort(-scores, kind="stable")[:length]]
-        found, _ = self.retrieve(code, length, chips=None if is_all else chips)
+        found, _ = self.retrieve(
+            code, length, chips=None if len(chips) == len(self.gallery) else chips
+        )
         return found[found >= 0]
 
     def retrieve(

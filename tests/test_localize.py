@@ -66,7 +66,7 @@ def test_the_same_photo_has_the_same_answer(localizer: Localizer, small_world: S
     assert one.confidence == other.confidence
     encoded = localizer.read(photo)
     assert localizer.answer(encoded).pose == one.pose
-    judged = localizer.posterior(encoded.code)
+    judged = localizer.judge(localizer.match(encoded.code))
     assert judged.posterior.mode == one.posterior.mode
     assert judged.features == one.features
 
@@ -243,13 +243,13 @@ def test_photos_from_above_get_a_shorter_list_of_their_own(
     from_above = replace(code, is_plan=torch.ones_like(code.is_plan))
     chips = np.arange(len(localizer.gallery))
     monkeypatch.setattr("ciper.localize.MAX_EXHAUSTIVE_FROM_ABOVE", len(chips))
-    assert localizer.candidates(from_above, None).tolist() == chips.tolist()
+    assert localizer.candidates(from_above, chips).tolist() == chips.tolist()
     monkeypatch.setattr("ciper.localize.MAX_EXHAUSTIVE_FROM_ABOVE", len(chips) - 1)
     monkeypatch.setattr("ciper.localize.NUM_SHORTLIST_FROM_ABOVE", 3)
-    assert localizer.candidates(code, None).tolist() == chips.tolist()
+    assert localizer.candidates(code, chips).tolist() == chips.tolist()
     scores = localizer.model.glance(code, localizer.features(chips), localizer._has_imagery)
     assert scores is not None
-    found = localizer.candidates(from_above, None)
+    found = localizer.candidates(from_above, chips)
     assert found.tolist() == sorted(np.argsort(-scores)[:3].tolist())
     assert localizer.match(from_above).evidence.matched_share == 3 / len(chips)
     assert localizer.match(code).evidence.matched_share == 1.0

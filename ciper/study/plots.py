@@ -61,7 +61,9 @@ def _save(figure: Figure, folder: Path, name: str) -> str:
 
 def _bar_columns(table: Table) -> list[str]:
     """Which of a table's figures are drawn: those that any row has."""
-    wanted = ("median_m", "retrieval_recall@1", "end_to_end_recall@5m")
+    by_descriptor, by_evidence = "retrieval_recall@1", "matched_recall@1"
+    found = by_descriptor if by_descriptor in table.columns else by_evidence
+    wanted = ("median_m", found, "end_to_end_recall@5m")
     return [n for n in wanted if n in table.columns and any(r.summary(n) for r in table.rows)]
 
 
