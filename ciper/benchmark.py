@@ -13,7 +13,7 @@ from ciper.study.cells import (
     SETTINGS,
     Cell,
     GridCell,
-    PhotoKind,
+    PhotoView,
     RealCell,
     SearchCell,
     Setting,
@@ -172,9 +172,9 @@ class _Study:
         )
 
     @cached_property
-    def real(self) -> dict[PhotoKind, RealPhotos | NadirPlaces]:
-        """The real photos that there are, by kind."""
-        found: dict[PhotoKind, RealPhotos | NadirPlaces] = {}
+    def real(self) -> dict[PhotoView, RealPhotos | NadirPlaces]:
+        """The real photos that there are, by view."""
+        found: dict[PhotoView, RealPhotos | NadirPlaces] = {}
         if self.options.street is not None:
             found["street"] = read_real(self.options.street)
         if self.options.nadir is not None:
@@ -209,7 +209,7 @@ class _Study:
         elif isinstance(cell, SearchCell):
             self.workshop.search(cell)
         elif isinstance(cell, RealCell):
-            self.workshop.real(cell, self.real[cell.kind])
+            self.workshop.real(cell, self.real[cell.view])
         else:
             self.workshop.train(cell)
 
@@ -217,9 +217,9 @@ class _Study:
         """The report of all that is finished."""
         is_started = "f" in self.options.parts
         real = self.real if is_started else {}
-        on_real: dict[PhotoKind, Baselines] = {
-            kind: nadir_baselines(p) if isinstance(p, NadirPlaces) else real_baselines(p)
-            for kind, p in real.items()
+        on_real: dict[PhotoView, Baselines] = {
+            view: nadir_baselines(p) if isinstance(p, NadirPlaces) else real_baselines(p)
+            for view, p in real.items()
         }
         tables = Tables(self.plan, self._baselines(), on_real)
         report = write_study(self.out, tables, self.options.parts)

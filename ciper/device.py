@@ -51,15 +51,16 @@ def pick_device(name: str | None = None) -> str:
 def fast_dtype(device: str | torch.device) -> torch.dtype:
     """What a device multiplies matrices in: bfloat16 where it can, else float32.
 
-    Few laptops and older servers can. A version of torch that does not tell what its CPU is
-    capable of computes in float32, which is right everywhere.
+    Few laptops and older servers can, and torch leaves it to oneDNN. A version of torch that does
+    not tell what its CPU is capable of computes in float32, which is right everywhere.
     """
     import torch
 
     if torch.device(device).type != "cpu":
         return torch.bfloat16
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    is_fast = any(capabilities.get(name, False) for name in BFLOAT16_CAPABILITIES)
+    is_able = any(capabilities.get(name, False) for name in BFLOAT16_CAPABILITIES)
+    is_fast = is_able and torch.backends.mkldnn.is_available()
     return torch.bfloat16 if is_fast else torch.float32
 
 

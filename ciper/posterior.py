@@ -159,7 +159,9 @@ class Posterior:
             added = logsumexp(fine, axis=(1, 2, 3)) - np.log(covered)
             unrefined = float(np.median(added[np.isfinite(added)])) + unrefined_offset
             fine = np.where(is_first(r), fine, -np.inf) - unrefined
-        total = float(np.logaddexp(np.log(prob.sum(dtype=np.float64)), logsumexp(fine)))
+            # Beside sharp windows all other cells may have no mass that float32 can hold.
+            unseen = np.log(prob.sum(dtype=np.float64))
+        total = float(np.logaddexp(unseen, logsumexp(fine)))
         prob *= np.float32((1 - floor) * np.exp(-total))
         if floor > 0:
             is_possible = np.isfinite(coarse)

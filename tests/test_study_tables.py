@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from study_helpers import tiny_study
 
-from ciper.study.cells import SETTINGS, STARTS, PhotoKind, Variant
+from ciper.study.cells import SETTINGS, STARTS, PhotoView, Variant
 from ciper.study.config import PARTS, Part
 from ciper.study.parts import Tables
 from ciper.study.plan import (
@@ -142,7 +142,7 @@ def test_joint_and_single_task_networks_see_equally_many_pairs(tmp_path: Path) -
 
 
 def test_starts_that_are_refused_do_not_stop_the_others(tmp_path: Path) -> None:
-    photos: dict[PhotoKind, str] = {"street": "photos", "nadir": "rasters"}
+    photos: dict[PhotoView, str] = {"street": "photos", "nadir": "rasters"}
     means = Means("abc", photos, {"stem": PACKAGE, "frozen_stem": PACKAGE})
     plan = planned(tmp_path, ("f",), means)
     assert len(list(plan.missing())) == 2

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ciper.model.encoder import EncoderConfig, Features
+from ciper.model.fourier import correlate
 
 PAIR_FREQUENCIES = (0, 0, 0, 0, 1, 1, 2, 2)
 
@@ -315,9 +316,11 @@ class Correlation(nn.Module):
             Logits `(B, R, 32, rows, columns)` at the centres of the chip's central cells.
         """
         num_photos, num_headings = templates.shape[:2]
-        logits: Tensor = F.conv2d(
-            coarse.to(templates.dtype), templates.flatten(0, 1), stride=stride
-        )
+        maps, flat = coarse.to(templates.dtype), templates.flatten(0, 1)
+        if stride == 1 and maps.device.type == "cpu" and maps.dtype == torch.float32:
+            logits = correlate(maps, flat)
+        else:
+            logits = F.conv2d(maps, flat, stride=stride)
         num_chips, _, *size = logits.shape
         return logits.view(num_chips, num_photos, num_headings, *size).transpose(0, 1)
 

@@ -11,7 +11,7 @@ Decoder = Literal["authors", "text", "one_way", "ours", "ours_refined"]
 Setting = Literal["unknown", "aligned"]
 Task = Literal["both", "retrieval", "pose"]
 Start = Literal["random", "stem", "frozen_stem"]
-PhotoKind = Literal["street", "nadir"]
+PhotoView = Literal["street", "nadir"]
 
 DECODERS: tuple[Decoder, ...] = ("authors", "text", "one_way", "ours", "ours_refined")
 SETTINGS: tuple[Setting, ...] = ("unknown", "aligned")
@@ -114,12 +114,13 @@ class RealCell:
 
     trained: TrainingCell
     photos_hash: str
-    kind: PhotoKind = "street"
+    view: PhotoView = "street"
 
     @property
     def title(self) -> str:
         """As of a training."""
-        return f"real-{self.kind}-{self.trained.title}"
+        view = "" if self.view == "street" else f"{self.view}-"
+        return f"real-{view}{self.trained.title}"
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from ciper.prior import Heading, Prior
 from ciper.study.cells import GridCell
 from ciper.study.config import Condition, GridConfig
 from ciper.study.measuring import pose_figures
-from ciper.study.store import CellResult, CellStore
+from ciper.study.store import CellResult, CellStore, hardware
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -90,7 +90,11 @@ class Grid:
             "num_photos": float(len(asked)),
             "num_references": float(len(localizer.gallery)),
         }
-        result = CellResult(metrics, seconds=time.monotonic() - started)
+        result = CellResult(
+            metrics,
+            seconds=time.monotonic() - started,
+            hardware=hardware(self.model.device),
+        )
         self.store.put(cell, result)
         return result
 

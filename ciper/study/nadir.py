@@ -33,6 +33,7 @@ from ciper.study.measuring import evaluation, find_pose, pose_evidence, pose_fig
 from ciper.study.real import VARIABLE
 from ciper.training.gradients import encode, split, take
 
+NO_RASTERS = f"not measured: there is no ${VARIABLE}/naip"
 PHOTO_YEAR, CHIP_YEAR = "2018", "2020"
 NUM_PLACES = 96
 GSD = 0.5
@@ -53,9 +54,9 @@ class NadirPlaces:
 
 
 def nadir_folder() -> Path | None:
-    """The rasters' folder; None where the variable is unset."""
-    root = os.environ.get(VARIABLE)
-    return None if root is None else Path(root) / "naip"
+    """The rasters' folder; None where the variable is unset, or names a folder without them."""
+    folder = Path(os.environ.get(VARIABLE, "")) / "naip"
+    return folder if VARIABLE in os.environ and folder.is_dir() else None
 
 
 def read_nadir(folder: Path) -> NadirPlaces:
@@ -110,8 +111,10 @@ def measure_nadir(network: Network, places: NadirPlaces) -> dict[str, float]:
     """
     pairs = places.pairs
     network = with_plan_head(network)
+    # A context each: autocast may keep the weights that it has cast.
     with evaluation(network) as device:
         centre(network, pairs.to(device))
+    with evaluation(network) as device:
         codes = [encode(network, part.to(device)) for part in split(pairs, ENCODED_AT_ONCE)]
         aerial = _joined([aerial for _, aerial in codes])
         photos = [take(ground, i, i + 1) for ground, _ in codes for i in range(len(ground.is_plan))]
@@ -127,7 +130,8 @@ def measure_nadir(network: Network, places: NadirPlaces) -> dict[str, float]:
 
 def with_plan_head(network: Network) -> Network:
     """The same network, which reads plan views as it reads chips."""
-    made = Network(replace(network.config, has_plan_head=True))
+    with torch.random.fork_rng(devices=[]):
+        made = Network(replace(network.config, has_plan_head=True))
     assert made.plan is not None
     own = {k: v for k, v in network.state_dict().items() if not k.startswith("plan.")}
     made.load_state_dict(made.state_dict() | own)

@@ -8,14 +8,14 @@ from ciper.study.cells import (
     SETTINGS,
     Cell,
     Decoder,
-    PhotoKind,
+    PhotoView,
     Setting,
     Start,
     Task,
     Variant,
 )
 from ciper.study.config import Condition, Part
-from ciper.study.nadir import CHIP_YEAR, NUM_PLACES, PHOTO_YEAR
+from ciper.study.nadir import CHIP_YEAR, NO_RASTERS, PHOTO_YEAR
 from ciper.study.pairs import centre_recall
 from ciper.study.plan import (
     CONDITION_HFOVS_DEG,
@@ -72,14 +72,14 @@ class Tables:
     Args:
         plan: what was wanted.
         baselines: by setting, what knowing nothing finds; empty before the test cities exist.
-        real_baselines: the same on the real photos, by kind; empty without them.
+        real_baselines: the same on the real photos, by view; empty without them.
     """
 
     def __init__(
         self,
         plan: Plan,
         baselines: Mapping[Setting, Baselines] | None = None,
-        real_baselines: Mapping[PhotoKind, Baselines] | None = None,
+        real_baselines: Mapping[PhotoView, Baselines] | None = None,
     ) -> None:
         self.plan, self.baselines = plan, baselines or {}
         self.real_baselines = real_baselines or {}
@@ -110,8 +110,13 @@ class Tables:
         if part == "f":
             refusals = self.plan.means.refusals.items()
             notes += [f"{START_NAMES[start]} is left out: {why}." for start, why in refusals]
-            if not self.plan.means.photos:
+            notes.append("All starts have the learning rate that ours has in (a).")
+            if "street" not in self.plan.means.photos:
                 notes.append(f"Real photos: {NOT_MEASURED}.")
+            if "nadir" not in self.plan.means.photos:
+                notes.append(f"Real photos from above: {NO_RASTERS}.")
+        elif part == "a":
+            notes.append("Ours with the two-way refiner has the learning rate of ours.")
         return notes
 
     def results(self, cells: Sequence[Cell]) -> tuple[CellResult, ...]:
@@ -308,8 +313,8 @@ class Tables:
         yield Table(
             "f_start_nadir",
             "Start of our network, real photos from above",
-            f"The same networks, which have seen simulated streets alone, on {NUM_PLACES} photos "
-            f"from above cut out of NAIP imagery of {PHOTO_YEAR}, each against its own chip of "
+            "The same networks, which have seen simulated streets alone, on photos from above cut "
+            f"out of NAIP imagery of {PHOTO_YEAR}, one of a place, each against its own chip of "
             f"{CHIP_YEAR} and those of the other places. Nothing is trained for them: plan views "
             "are read as chips are, less what all chips have in common.",
             ("start",),
@@ -317,13 +322,13 @@ class Tables:
             self._real_rows("nadir"),
         )
 
-    def _real_rows(self, kind: PhotoKind) -> tuple[Row, ...]:
+    def _real_rows(self, view: PhotoView) -> tuple[Row, ...]:
         """A row per start that was held against real photos, and what knowing nothing finds."""
         rows: list[Row] = []
         for variant in start_variants():
-            cells = self.plan.real_cells(variant, kind)
+            cells = self.plan.real_cells(variant, view)
             rows += self.row((START_NAMES[variant.start],), cells)
-        return (*rows, *self._baseline_rows(self.real_baselines.get(kind, {})))
+        return (*rows, *self._baseline_rows(self.real_baselines.get(view, {})))
 
 
 def variant_name(variant: Variant) -> str:

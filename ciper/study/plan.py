@@ -12,7 +12,7 @@ from ciper.study.cells import (
     Cell,
     Decoder,
     GridCell,
-    PhotoKind,
+    PhotoView,
     RealCell,
     SearchCell,
     Setting,
@@ -40,12 +40,12 @@ class Means:
 
     Attributes:
         model_hash: of the model of parts d and e; None without them.
-        photos: the real photos of part f that there are: by kind, what tells them from others.
+        photos: the real photos of part f that there are: by view, what tells them from others.
         refusals: starts of part f that cannot be had, and why.
     """
 
     model_hash: str | None = None
-    photos: Mapping[PhotoKind, str] = field(default_factory=dict)
+    photos: Mapping[PhotoView, str] = field(default_factory=dict)
     refusals: Mapping[Start, str] = field(default_factory=dict)
 
 
@@ -214,16 +214,16 @@ class Plan:
         for variant in start_variants():
             yield from self.rate_cells(variant)
             yield from self.runs(variant)
-            for kind in self.means.photos:
-                yield from self.real_cells(variant, kind)
+            for view in self.means.photos:
+                yield from self.real_cells(variant, view)
 
-    def real_cells(self, variant: Variant, kind: PhotoKind) -> list[RealCell]:
-        """The real photos of a kind for all seeds, as far as their networks are trained."""
-        photos_hash = self.means.photos.get(kind)
+    def real_cells(self, variant: Variant, view: PhotoView) -> list[RealCell]:
+        """The real photos of a view for all seeds, as far as their networks are trained."""
+        photos_hash = self.means.photos.get(view)
         if photos_hash is None:
             return []
         runs = self.runs(variant)
-        return [RealCell(cell, photos_hash, kind) for cell in runs if self._has_weights(cell)]
+        return [RealCell(cell, photos_hash, view) for cell in runs if self._has_weights(cell)]
 
     def _has_weights(self, cell: TrainingCell) -> bool:
         result = self.store.result(cell)

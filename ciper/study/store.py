@@ -35,19 +35,19 @@ from ciper.study.networks import recipe
 MEASURE_VERSION = 1
 
 
-def hardware() -> dict[str, Any]:
-    """What computes, in which precision, and with which versions."""
+def hardware(device: str = "cpu") -> dict[str, Any]:
+    """What computes on a device, in which precision, and with which versions."""
     import torch
 
     from ciper import __version__
 
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    precision = fast_dtype("cpu" if gpu is None else "cuda")
+    is_cuda = torch.device(device).type == "cuda"
+    gpu = torch.cuda.get_device_name(device) if is_cuda else None
     return {
         "processor": processor_name(),
         "num_threads": torch.get_num_threads(),
         "gpu": gpu,
-        "precision": str(precision).removeprefix("torch."),
+        "precision": str(fast_dtype(device)).removeprefix("torch."),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "ciper": __version__,
@@ -212,8 +212,13 @@ class CellStore:
                 parts |= {"test": describe(config.test), "num_matched": config.num_matched}
             return parts
         trained = {k: v for k, v in vars(cell).items() if isinstance(v, TrainingCell)}
-        others = {k: v for k, v in vars(cell).items() if k not in trained}
         assert isinstance(cell, SwapCell | SearchCell | RealCell)
+        others = {
+            f.name: value
+            for f in fields(cell)
+            if f.name not in trained
+            and ((value := getattr(cell, f.name)) != f.default or describe is not changed)
+        }
         return {**parts, **others, **{k: self._contents(t, describe) for k, t in trained.items()}}
 
 

@@ -28,7 +28,7 @@ from ciper.study.nadir import NadirPlaces, measure_nadir
 from ciper.study.networks import recipe, swapped
 from ciper.study.pairs import Gallery, StudyPairs, study_cache
 from ciper.study.real import RealPhotos, measure_real
-from ciper.study.store import CellResult, CellStore
+from ciper.study.store import CellResult, CellStore, hardware
 from ciper.train import prepare_cities
 from ciper.training.recipe import TrainConfig, make_network, narrow_shares
 from ciper.training.run import Run
@@ -149,7 +149,7 @@ class Workshop:
         return metrics
 
     def _put(self, cell: TrainingCell, metrics: Mapping[str, float], log: _Log) -> CellResult:
-        result = CellResult(metrics, tuple(log.curve), log.seconds)
+        result = CellResult(metrics, tuple(log.curve), log.seconds, hardware(self.device))
         self.store.put(cell, result)
         return result
 
@@ -210,7 +210,9 @@ class Workshop:
     def _evaluated(
         self, cell: SwapCell | SearchCell | RealCell, metrics: Mapping[str, float], started: float
     ) -> CellResult:
-        result = CellResult(metrics, seconds=time.monotonic() - started)
+        result = CellResult(
+            metrics, seconds=time.monotonic() - started, hardware=hardware(self.device)
+        )
         self.store.put(cell, result)
         return result
 

@@ -11,7 +11,7 @@ statistics, so there is no random state to restore: both passes give the same co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,7 +33,10 @@ LABELS = ("pose", "city", "centre_m", "camera_m")
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """The context in which a network runs; `precision` bfloat16 means where that is fast."""
-    return mixed_precision(device) if precision == "bfloat16" else nullcontext()
+    if precision == "bfloat16":
+        return mixed_precision(device)
+    off: AbstractContextManager[None] = torch.autocast(device.type, enabled=False)
+    return off
 
 
 def encode(network: nn.Module, batch: Batch) -> tuple[Any, Any]:
