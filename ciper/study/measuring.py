@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
@@ -29,7 +29,7 @@ from ciper.model.paper import PaperAerial, PaperGround, PaperNetwork
 from ciper.model.two_way import hypothesis_poses
 from ciper.study.cells import Setting
 from ciper.study.pairs import ALIGNED, Gallery, StudyPairs, as_pinhole
-from ciper.training.gradients import take
+from ciper.training.gradients import joined, take
 
 Floats = NDArray[np.floating[Any]]
 StudyNetwork = Network | PaperNetwork
@@ -178,7 +178,7 @@ def pick(code: CodeT, chosen: NDArray[np.int64]) -> CodeT:
 def encode_gallery(network: StudyNetwork, gallery: Gallery) -> AerialCode | PaperAerial:
     """Codes of all chips."""
     with evaluation(network) as device:
-        return _joined(
+        return joined(
             network.encode_aerial(chip.to(device), is_valid.to(device))
             for chip, is_valid in zip(
                 gallery.chip.split(ENCODED_AT_ONCE),
@@ -196,15 +196,9 @@ def encode_photos(network: StudyNetwork, pairs: StudyPairs, gallery: Gallery) ->
             moved = batch.to(device)
             codes.append(network.encode_ground(moved.canvas, moved.is_visible))
             labels.append((gallery.true_chips(batch), batch.city, batch.camera_m, batch.pose[:, 2]))
-        code = _joined(codes)
+        code = joined(codes)
     columns = [np.concatenate([np.asarray(part) for part in c]) for c in zip(*labels, strict=True)]
     return Photos(code, *columns)
-
-
-def _joined(codes: Iterable[CodeT]) -> CodeT:
-    parts = list(codes)
-    names = [f.name for f in fields(parts[0])]
-    return type(parts[0])(*(torch.cat([getattr(p, name) for p in parts]) for name in names))
 
 
 def similarity(ground: GroundCode | PaperGround, aerial: AerialCode | PaperAerial) -> Floats:
@@ -315,11 +309,7 @@ def baselines(
     """
     truth = np.concatenate([batch.pose.numpy() for batch in pairs.fixed(ENCODED_AT_ONCE)])
     is_aligned, reach_m = pairs.setting == "aligned", pairs.reach_m
-    answers = baseline_answers(
-        len(truth),
-        bounds_m=(-reach_m, -reach_m, reach_m, reach_m),
-        rng=np.random.default_rng([seed, 5]),
-    )
+    answers = chance_answers(len(truth), reach_m, seed)
     figures = {}
     for name, answer in answers.items():
         if is_aligned:
@@ -330,3 +320,29 @@ def baselines(
             "matched_recall@1": 1.0 / num_references,
         }
     return figures
+
+
+def chance_answers(num_answers: int, reach_m: float, seed: int) -> Mapping[str, Floats]:
+    """`(N, 3)` poses: of chips their centres, and random places up to `reach_m` from those."""
+    rng = np.random.default_rng([seed, 5])
+    return baseline_answers(num_answers, bounds_m=(-reach_m, -reach_m, reach_m, reach_m), rng=rng)
+
+
+def chance_figures(
+    truth: Floats, num_references: int, *, reach_m: float, seed: int, ranked: tuple[str, ...]
+) -> dict[str, dict[str, float]]:
+    """What knowing nothing finds of `(N, 3)` poses in their own of some chips.
+
+    Args:
+        truth: the poses.
+        num_references: how many chips there are.
+        reach_m: see `chance_answers`.
+        seed: of the random answers.
+        ranked: by what chips are ranked: "retrieval", "matched".
+    """
+    chance = {f"{name}_recall@1": 1 / num_references for name in ranked}
+    chance |= {f"{name}_rank": (num_references + 1) / 2 for name in ranked}
+    return {
+        name: {**pose_figures(pose_errors(answer, truth)), **chance}
+        for name, answer in chance_answers(len(truth), reach_m, seed).items()
+    }

@@ -26,12 +26,18 @@ from ciper.data.sample import Batch
 from ciper.data.synthetic import CHIP_PX
 from ciper.errors import DatasetError
 from ciper.gallery.inspect import inspect_raster
-from ciper.metrics import baseline_answers, pose_errors, ranks_from_similarity, recall_at_k
+from ciper.metrics import pose_errors, ranks_from_similarity, recall_at_k
 from ciper.model.decoder import AerialMaps
-from ciper.model.network import AerialCode, Network
-from ciper.study.measuring import evaluation, find_pose, pose_evidence, pose_figures
+from ciper.model.network import Network
+from ciper.study.measuring import (
+    chance_figures,
+    evaluation,
+    find_pose,
+    pose_evidence,
+    pose_figures,
+)
 from ciper.study.real import VARIABLE
-from ciper.training.gradients import encode, split, take
+from ciper.training.gradients import encode, joined, split, take
 
 NO_RASTERS = f"not measured: there is no ${VARIABLE}/naip"
 PHOTO_YEAR, CHIP_YEAR = "2018", "2020"
@@ -116,7 +122,7 @@ def measure_nadir(network: Network, places: NadirPlaces) -> dict[str, float]:
         centre(network, pairs.to(device))
     with evaluation(network) as device:
         codes = [encode(network, part.to(device)) for part in split(pairs, ENCODED_AT_ONCE)]
-        aerial = _joined([aerial for _, aerial in codes])
+        aerial = joined(aerial for _, aerial in codes)
         photos = [take(ground, i, i + 1) for ground, _ in codes for i in range(len(ground.is_plan))]
         found = [find_pose(network, p, take(aerial, i, i + 1))[1] for i, p in enumerate(photos)]
         scores = np.stack([pose_evidence(network, photo, aerial) for photo in photos])
@@ -159,21 +165,7 @@ def _less(maps: AerialMaps, name: str, mean: Tensor) -> None:
     layer.bias.data.sub_(mean)
 
 
-def _joined(codes: list[AerialCode]) -> AerialCode:
-    names = ("descriptors", "coarse", "fine")
-    return AerialCode(*(torch.cat([getattr(code, name) for code in codes]) for name in names))
-
-
 def nadir_baselines(places: NadirPlaces) -> dict[str, dict[str, float]]:
     """What knowing nothing finds: the own chip's centre or a random place in its central half."""
     true = places.pairs.pose.numpy().astype(np.float64)
-    answers = baseline_answers(
-        len(true),
-        bounds_m=(-REACH_M, -REACH_M, REACH_M, REACH_M),
-        rng=np.random.default_rng([SEED, 5]),
-    )
-    chance = {"matched_recall@1": 1 / len(true), "matched_rank": (len(true) + 1) / 2}
-    return {
-        name: {**pose_figures(pose_errors(answer, true)), **chance}
-        for name, answer in answers.items()
-    }
+    return chance_figures(true, len(true), reach_m=REACH_M, seed=SEED, ranked=("matched",))

@@ -24,9 +24,15 @@ from ciper.camera import assumed_cameras, camera_from_photo
 from ciper.data.preprocess import read_photo, to_canvas
 from ciper.data.synthetic import CHIP_PX, cut_chip
 from ciper.errors import DatasetError
-from ciper.metrics import baseline_answers, pose_errors, ranks_from_similarity, recall_at_k
+from ciper.metrics import pose_errors, ranks_from_similarity, recall_at_k
 from ciper.model.network import AerialCode, GroundCode, Network
-from ciper.study.measuring import evaluation, find_pose, pose_evidence, pose_figures
+from ciper.study.measuring import (
+    chance_figures,
+    evaluation,
+    find_pose,
+    pose_evidence,
+    pose_figures,
+)
 from ciper.training.gradients import take
 
 VARIABLE = "CIPER_REAL_DATA"
@@ -218,15 +224,6 @@ def _similarity(code: GroundCode, aerial: AerialCode) -> NDArray[np.float64]:
 def real_baselines(real: RealPhotos) -> dict[str, dict[str, float]]:
     """What knowing nothing finds: the own chip's centre or a random place in its central half."""
     true = np.concatenate([windows.pose for windows in real.windows()])
-    answers = baseline_answers(
-        len(true),
-        bounds_m=(-REACH_M, -REACH_M, REACH_M, REACH_M),
-        rng=np.random.default_rng([SEED, 5]),
+    return chance_figures(
+        true, len(real.photos), reach_m=REACH_M, seed=SEED, ranked=("retrieval", "matched")
     )
-    num = len(real.photos)
-    chance = {f"{name}_recall@1": 1 / num for name in ("retrieval", "matched")}
-    chance |= {f"{name}_rank": (num + 1) / 2 for name in ("retrieval", "matched")}
-    return {
-        name: {**pose_figures(pose_errors(answer, true)), **chance}
-        for name, answer in answers.items()
-    }

@@ -10,7 +10,7 @@ statistics, so there is no random state to restore: both passes give the same co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -51,6 +51,13 @@ def encode(network: nn.Module, batch: Batch) -> tuple[Any, Any]:
 def take(code: CodeT, start: int, stop: int) -> CodeT:
     """Some of a code's photos or chips."""
     return replace(code, **{f.name: getattr(code, f.name)[start:stop] for f in fields(code)})
+
+
+def joined(codes: Iterable[CodeT]) -> CodeT:
+    """Several codes' photos or chips as one code."""
+    parts = list(codes)
+    names = [f.name for f in fields(parts[0])]
+    return replace(parts[0], **{n: torch.cat([getattr(p, n) for p in parts]) for n in names})
 
 
 def split(batch: Batch, size: int | None) -> list[Batch]:
