@@ -133,11 +133,11 @@ class Backward:
 
     def _collect(self, codes: Sequence[CodeT]) -> CodeT:
         """The codes of all micro-batches and processes, as leaves of a new graph."""
-        leaves = {}
-        for f in fields(codes[0]):
-            rows = self.team.gather(torch.cat([getattr(code, f.name) for code in codes]))
+        own, leaves = joined(codes), {}
+        for f in fields(own):
+            rows = self.team.gather(getattr(own, f.name))
             leaves[f.name] = rows.detach().requires_grad_(rows.is_floating_point())
-        return replace(codes[0], **leaves)
+        return replace(own, **leaves)
 
     def _push(self, codes: Sequence[Any], whole: Sequence[Any], first: int) -> None:
         """Pushes the gradients of rows from `first` on of the `whole` codes into `codes`' graphs.
