@@ -9,17 +9,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from model_helpers import TINY, write_tiny_weights
+from model_helpers import TINY, TINY_PAPER, write_tiny_weights
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ciper.checkpoint import save_checkpoint
+from ciper.data.synthetic import SyntheticConfig
 from ciper.errors import CheckpointError, ConfigError, DependencyError
 from ciper.model import pretrained
 from ciper.model.efficient import EfficientStem, InvertedResidual, StemName
 from ciper.model.encoder import EncoderConfig, make_stem
 from ciper.model.lite import load_lite
 from ciper.model.network import Network, normalise
+from ciper.model.paper import PaperNetwork
 from ciper.model.pretrained import initialise
+from ciper.training.recipe import OptimConfig, TrainConfig
+from ciper.training.run import Run
 
 PARAMETERS = ("weight", "bias")
 
@@ -172,10 +177,39 @@ def test_pretrained_stems_before_a_network_that_had_others(
 
 
 @pytest.mark.usefixtures("packaged")
+def test_pretrained_stems_before_the_papers_decoder(tmp_path: Path) -> None:
+    trained, path = PaperNetwork(TINY_PAPER), tmp_path / "paper.safetensors"
+    weights = {f"model.{name}": value for name, value in trained.state_dict().items()}
+    save_checkpoint(path, weights, {"step": 0})
+    encoder = on_lite_stems(width=TINY.encoder.width).config.encoder
+    network = PaperNetwork(replace(TINY_PAPER, trunk=encoder))
+    report = initialise(network, f"stem+{path}")
+    assert all("_stem.to_patches." in name for name in report.made)
+    name = "encoder.trunk.blocks.0.to_qkv.weight"
+    assert torch.equal(network.get_parameter(name), trained.get_parameter(name))
+
+
+@pytest.mark.usefixtures("packaged")
+def test_a_plan_head_does_not_learn_alone_behind_a_new_stem(tmp_path: Path) -> None:
+    path = write_tiny_weights(tmp_path / "tiny.safetensors", seed=4)
+    config = TrainConfig(
+        network=replace(on_lite_stems(width=TINY.encoder.width).config, has_plan_head=True),
+        data=SyntheticConfig(rasters="imagery.tif"),
+        train=OptimConfig(trained="plan"),
+        init=f"stem+{path}",
+    )
+    with pytest.raises(ConfigError, match="leaves more than the head to chance"):
+        Run(config, tmp_path / "run", "cpu")
+
+
+@pytest.mark.usefixtures("packaged")
 def test_files_that_no_pretrained_stem_can_stand_before(tmp_path: Path) -> None:
     path = write_tiny_weights(tmp_path / "tiny.safetensors", seed=4)
+    network = on_lite_stems(width=64)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
     with pytest.raises(ConfigError, match="nothing of its transformer fits"):
-        initialise(on_lite_stems(width=64), f"stem+{path}")
+        initialise(network, f"stem+{path}")
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     with pytest.raises(ConfigError, match=r"init is 'stem\+none'"):
         initialise(on_lite_stems(width=32), "stem+none")
     other = tmp_path / "other.safetensors"

@@ -21,10 +21,10 @@ from ciper.model.pickles import load_pickle
 from ciper.model.timm import Initialisation, init_from_timm
 from ciper.model.vit import VitPair
 
+__all__ = ["Initialisation", "init_from_timm", "initialise"]
+
 # Before the file that all but the stems comes from.
 _STEM_AND = "stem+"
-
-__all__ = ["Initialisation", "init_from_timm", "initialise"]
 
 
 def initialise(network: nn.Module, init: str, *, seed: int = 0) -> Initialisation:
@@ -109,7 +109,6 @@ def _init_from_checkpoint(network: nn.Module, path: Path) -> Initialisation:
 
 def _init_behind_stems(network: nn.Module, path: Path) -> Initialisation:
     """Loads ImageNet's stems, and what a network with another stem has learned behind its own."""
-    stems = _init_stems(network)
     if not is_checkpoint(path):
         raise ConfigError(
             f"{path} is no checkpoint of CIPER; expected one, whose network has another stem: name "
@@ -122,11 +121,12 @@ def _init_behind_stems(network: nn.Module, path: Path) -> Initialisation:
         for name, value in weights.items()
         if not _is_of_stem_or_plan(name) and name in own and value.shape == own[name].shape
     }
-    if not any(name.startswith("encoder.blocks.") for name in taken):
+    if not any(name.startswith("encoder.") and ".blocks." in name for name in taken):
         raise ConfigError(
             f"{path} holds weights of another network: nothing of its transformer fits; expected "
             "the configured width and depth: change [network] or name another checkpoint"
         )
+    stems = _init_stems(network)
     network.load_state_dict(taken, strict=False)
     if isinstance(network, Network) and network.plan is not None:
         network.plan.start_from(network.maps, network.place_descriptors)

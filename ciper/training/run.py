@@ -218,8 +218,14 @@ class Run:
         # Only here, for it reads foreign files and optional packages.
         from ciper.model.pretrained import initialise
 
-        initialise(self.network, init, seed=self.config.train.seed)
+        start = initialise(self.network, init, seed=self.config.train.seed)
         is_head_alone = self.config.train.trained == "plan" and init not in ("random", "stem")
+        if is_head_alone and any(not name.startswith("plan.") for name in start.made):
+            raise ConfigError(
+                f"train.trained is plan, but init={init} leaves more than the head to chance, "
+                "which would never learn; expected all weights beside the head, as of init=ground, or "
+                "train.trained=all"
+            )
         if is_head_alone and not knows_level_photos(load_checkpoint(find_weights(init))[1]):
             raise ConfigError(
                 f"train.trained is plan, and {init} was trained on photos from above alone: beside "
