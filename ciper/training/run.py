@@ -223,8 +223,8 @@ class Run:
         if is_head_alone and any(not name.startswith("plan.") for name in start.made):
             raise ConfigError(
                 f"train.trained is plan, but init={init} leaves more than the head to chance, "
-                "which would never learn; expected all weights beside the head, as of init=ground, or "
-                "train.trained=all"
+                "which would never learn; expected all weights beside the head, as of init=ground, "
+                "or train.trained=all"
             )
         if is_head_alone and not knows_level_photos(load_checkpoint(find_weights(init))[1]):
             raise ConfigError(
