@@ -183,7 +183,7 @@ def test_where_a_raster_ends_its_neighbour_goes_on(tmp_path: Path) -> None:
     assert seen == {((0, 1), (2,)), ((0, 2), (1, 2))}
 
 
-def config_of(*rasters: str, **changes: object) -> TrainConfig:
+def config_of(*rasters: str, init: Path | None = None, **changes: object) -> TrainConfig:
     settings = {"num_steps": 2, "batch_size": 4, "warmup_steps": 1, "precision": "float32"}
     settings |= changes
     return TrainConfig(
@@ -191,6 +191,7 @@ def config_of(*rasters: str, **changes: object) -> TrainConfig:
         data=replace(TrainConfig().data, rasters=rasters),
         criterion=CriterionConfig(num_negative_chips=2),
         train=OptimConfig(**settings),  # type: ignore[arg-type]
+        init=str(init) if init else None,
     )
 
 
@@ -243,7 +244,8 @@ def test_validation_is_held_apart(dates: str) -> None:
 
 
 def test_the_plan_head_learns_alone(dates: str, tmp_path: Path) -> None:
-    run = Run(config_of(dates, trained="plan"), tmp_path / "run", "cpu")
+    start = write_tiny_weights(tmp_path / "start.safetensors")
+    run = Run(config_of(dates, init=start, trained="plan"), tmp_path / "run", "cpu")
     pairs, _ = open_nadir_pairs(run.config, Team("cpu"))
     before = {name: value.clone() for name, value in run.network.state_dict().items()}
     run.advance(pairs.batch(0, 4))
@@ -260,7 +262,8 @@ def test_the_plan_head_learns_alone(dates: str, tmp_path: Path) -> None:
 def test_weights_know_which_photos_they_were_trained_on(
     dates: str, tmp_path: Path, trained: str, knows_level: bool
 ) -> None:
-    checkpoint = train(config_of(dates, trained=trained), tmp_path / "run")
+    start = write_tiny_weights(tmp_path / "start.safetensors")
+    checkpoint = train(config_of(dates, init=start, trained=trained), tmp_path / "run")
     model = load_model(checkpoint, "cpu")
     level = Camera("pinhole", 300, 400, 90.0)
     from_above = replace(level, pitch_deg=-90.0)
@@ -272,7 +275,7 @@ def test_weights_know_which_photos_they_were_trained_on(
 def test_a_head_does_not_learn_beside_weights_without_streets(dates: str, tmp_path: Path) -> None:
     all_of_them = train(config_of(dates), tmp_path / "all")
     for trained in ("all", "plan"):
-        config = replace(config_of(dates, trained=trained), init=str(all_of_them))
+        config = config_of(dates, init=all_of_them, trained=trained)
         if trained == "all":
             assert Run(config, tmp_path / "again", "cpu").step == 0
             continue
@@ -283,7 +286,7 @@ def test_a_head_does_not_learn_beside_weights_without_streets(dates: str, tmp_pa
 def test_a_new_head_forgets_what_the_file_holds(dates: str, tmp_path: Path) -> None:
     headed = replace(TINY, has_plan_head=True)
     start = write_tiny_weights(tmp_path / "start.safetensors", config=headed)
-    config = replace(config_of(dates), init=str(start))
+    config = config_of(dates, init=start)
     taken = Run(config, tmp_path / "taken", "cpu").network
     new = Run(replace(config, plan_head="new"), tmp_path / "new", "cpu").network
     assert isinstance(taken, Network) and isinstance(new, Network)
@@ -304,6 +307,10 @@ def test_a_new_head_forgets_what_the_file_holds(dates: str, tmp_path: Path) -> N
         ),
         (["plan_head=new"], "expected one: set network.has_plan_head=true"),
         (["train.trained=plan", "network.has_plan_head=true"], r"set data\.rasters"),
+        (
+            ["train.trained=plan", "network.has_plan_head=true", "data.rasters=a.tif"],
+            "init=none leaves these to chance",
+        ),
         (["nadir.width_m=[90.0, 60.0]"], "expected two rising metres"),
     ],
 )

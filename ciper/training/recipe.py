@@ -219,6 +219,12 @@ def _check_plan_head(config: TrainConfig) -> None:
             'train.trained is "plan", which learns from photos from above, but there are no '
             "rasters to cut them out of; expected some: set data.rasters"
         )
+    if config.init in (None, "random", "stem"):
+        raise ConfigError(
+            'train.trained is "plan", which learns beside weights that stay as they are, but '
+            f"init={config.init or 'none'} leaves these to chance; expected weights such as "
+            "init=ground, or train.trained=all"
+        )
 
 
 def _check_rasters(config: TrainConfig) -> None:

@@ -219,7 +219,7 @@ class Run:
         from ciper.model.pretrained import initialise
 
         start = initialise(self.network, init, seed=self.config.train.seed)
-        is_head_alone = self.config.train.trained == "plan" and init not in ("random", "stem")
+        is_head_alone = self.config.train.trained == "plan"
         if is_head_alone and any(not name.startswith("plan.") for name in start.made):
             raise ConfigError(
                 f"train.trained is plan, but init={init} leaves more than the head to chance, "
