@@ -14,7 +14,7 @@ from ciper.data.sample import Batch
 from ciper.model.encoder import EncoderConfig
 from ciper.model.load import Calibration
 from ciper.model.network import Network, NetworkConfig
-from ciper.model.paper import PaperConfig
+from ciper.model.paper import PaperConfig, PaperNetwork
 from ciper.model.refine import RefinerConfig
 from ciper.model.two_way import PoseDecoderConfig
 
@@ -83,12 +83,18 @@ def write_tiny_weights(
     *,
     seed: int = 0,
     calibration: Calibration | None = None,
-    config: NetworkConfig = TINY,
+    config: NetworkConfig | PaperConfig = TINY,
 ) -> Path:
-    """Weights of a small network, different for every seed."""
+    """Weights of a small network, ours or the paper's, different for every seed."""
     torch.manual_seed(seed)
-    state = {f"model.{name}": value for name, value in Network(config).state_dict().items()}
-    header = {"config": {"network": to_dict(config)}, "step": 0}
+    if isinstance(config, PaperConfig):
+        weights = PaperNetwork(config).state_dict()
+        recipe = {"model": "paper", "paper": to_dict(config)}
+    else:
+        weights = Network(config).state_dict()
+        recipe = {"network": to_dict(config)}
+    state = {f"model.{name}": value for name, value in weights.items()}
+    header = {"config": recipe, "step": 0}
     if calibration is not None:
         header["calibration"] = to_dict(calibration)
     save_checkpoint(path, state, header)

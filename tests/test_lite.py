@@ -13,7 +13,6 @@ from model_helpers import TINY, TINY_PAPER, write_tiny_weights
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ciper.checkpoint import save_checkpoint
 from ciper.data.synthetic import SyntheticConfig
 from ciper.errors import CheckpointError, ConfigError, DependencyError
 from ciper.model import pretrained
@@ -178,9 +177,9 @@ def test_pretrained_stems_before_a_network_that_had_others(
 
 @pytest.mark.usefixtures("packaged")
 def test_pretrained_stems_before_the_papers_decoder(tmp_path: Path) -> None:
-    trained, path = PaperNetwork(TINY_PAPER), tmp_path / "paper.safetensors"
-    weights = {f"model.{name}": value for name, value in trained.state_dict().items()}
-    save_checkpoint(path, weights, {"step": 0})
+    path = write_tiny_weights(tmp_path / "paper.safetensors", seed=4, config=TINY_PAPER)
+    torch.manual_seed(4)
+    trained = PaperNetwork(TINY_PAPER)
     encoder = on_lite_stems(width=TINY.encoder.width).config.encoder
     network = PaperNetwork(replace(TINY_PAPER, trunk=encoder))
     report = initialise(network, f"stem+{path}")

@@ -12,7 +12,7 @@ import pyproj
 import pytest
 import torch
 from gallery_helpers import FakeEncoder, geographic, write_city
-from model_helpers import TINY_PAPER
+from model_helpers import TINY_PAPER, write_tiny_weights
 from numpy.typing import NDArray
 from PIL import Image
 from released_helpers import SMALL, write_released
@@ -21,9 +21,7 @@ from typer.testing import CliRunner, Result
 from ciper.calibrate import calibrate, seen_of
 from ciper.calibration_cities import CalibrateConfig, with_cameras_of
 from ciper.camera import Camera
-from ciper.checkpoint import save_checkpoint
 from ciper.cli import app
-from ciper.config import to_dict
 from ciper.convert import convert
 from ciper.data.poses import PhotoPose, read_poses, write_poses
 from ciper.data.preprocess import read_photo
@@ -34,7 +32,7 @@ from ciper.localize import Localizer, posterior_of
 from ciper.model.calibration import PosteriorShape
 from ciper.model.load import Calibration, PaperModel, load_model
 from ciper.model.model import ChipFeatures
-from ciper.model.paper import PaperGround, PaperNetwork, resize
+from ciper.model.paper import PaperGround, resize
 from ciper.model.paper_model import north_in_the_middle
 from ciper.model.released import Origin
 from ciper.model.two_way import Hypotheses
@@ -496,11 +494,8 @@ def test_batched_is_single(world: Path) -> None:
 
 
 def test_a_paper_network_of_our_training_sees_canvases(world: Path, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    state = {f"model.{n}": v for n, v in PaperNetwork(TINY_PAPER).state_dict().items()}
-    header = {"config": {"model": "paper", "paper": to_dict(TINY_PAPER)}, "step": 3}
-    save_checkpoint(tmp_path / "ours.safetensors", state, header)
-    model = load_model(tmp_path / "ours.safetensors", "cpu")
+    path = write_tiny_weights(tmp_path / "ours.safetensors", config=TINY_PAPER)
+    model = load_model(path, "cpu")
     assert isinstance(model, PaperModel)
     assert model.says_heading
     assert model.chip_m == 128.0
